@@ -1,0 +1,32 @@
+"""The two differentiation primitives, and what else differs by backend.
+
+Every module here offers the same five functions:
+
+- `custom_vjp(forward, backward)`: a function with its own derivative;
+- `vjp(fn, *primals)`: a function's value and its pullback;
+- `segment(fn, *args)`: `fn(*args)`, not begun before `args` are there;
+- `record_random(fn)`, `replay_random(state)`: for the generator that layers
+  draw from behind Keras' back, where the backend has one;
+- `saved_bytes(fn, params, inputs)`: what is kept from forward to backward.
+
+This is the only place that reads `keras.config.backend()`, and only the
+chosen backend is imported.
+"""
+
+import keras
+
+if keras.config.backend() == "jax":
+    from keras_efficient.backend import jax as _backend
+elif keras.config.backend() == "tensorflow":
+    from keras_efficient.backend import tensorflow as _backend
+elif keras.config.backend() == "torch":
+    from keras_efficient.backend import torch as _backend
+else:
+    from keras_efficient.backend import forward_only as _backend
+
+custom_vjp = _backend.custom_vjp
+record_random = _backend.record_random
+replay_random = _backend.replay_random
+saved_bytes = _backend.saved_bytes
+segment = _backend.segment
+vjp = _backend.vjp

@@ -1,0 +1,42 @@
+"""The primitives on a backend that cannot differentiate (NumPy, OpenVINO)."""
+
+import contextlib
+
+import keras
+
+
+def _refuse(*args, **kwargs):
+    raise NotImplementedError(
+        "Training needs derivatives, and the Keras backend "
+        f"'{keras.config.backend()}' has none. Layers of keras_efficient run "
+        "forward and `inverse` on it. To train, set the environment variable "
+        "KERAS_BACKEND to 'jax', 'tensorflow' or 'torch' before the first "
+        "import of keras."
+    )
+
+
+vjp = _refuse
+saved_bytes = _refuse
+
+
+def custom_vjp(forward, backward):
+    """Make a function that runs `forward`; nobody will ask for `backward`."""
+
+    def fn(*args):
+        return forward(*args)[0]
+
+    return fn
+
+
+def segment(fn, *args, after=()):
+    """Without a backward pass there is nothing to order."""
+    return fn(*args)
+
+
+def record_random(fn):
+    """Random numbers come from seeds, which are variables: no more to keep."""
+    return fn(), []
+
+
+def replay_random(state):
+    return contextlib.nullcontext()

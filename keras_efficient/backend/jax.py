@@ -1,0 +1,92 @@
+"""The primitives on JAX."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+
+vjp = jax.vjp
+
+
+def custom_vjp(forward, backward):
+    """Make a function whose derivative is `backward`.
+
+    Args:
+        forward: `forward(*args) -> (outputs, residuals)`, all of them nested
+            structures of tensors.
+        backward: `backward(residuals, cotangents) -> gradients`, one entry
+            for each of `args`; `None` stands for no gradient.
+
+    Returns:
+        `fn(*args) -> outputs`. Nothing but `residuals` is kept for the
+        backward pass.
+    """
+
+    @jax.custom_vjp
+    def fn(*args):
+        return forward(*args)[0]
+
+    fn.defvjp(forward, backward)
+    return fn
+
+
+def segment(fn, *args, after=()):
+    """Return `fn(*args)`, computed as a unit once `args` are there.
+
+    Left alone, XLA runs reconstructions ahead of the gradients, fuses them
+    into one long chain, or finds that the backward pass draws the random
+    numbers of the forward pass again, and holds what it was to forget.
+    Accelerators respect `optimization_barrier`. XLA on CPU removes it early;
+    there the unit is the branch of a conditional, which nothing is moved out
+    of or merged with. Its condition always holds, but XLA does not see that.
+
+    Args:
+        fn: Function of the tensors in `args`, without side effects.
+        *args: Nested structures of tensors.
+        after: Nested structure of tensors that is to be computed first.
+    """
+    shapes = jax.eval_shape(fn, *args)
+
+    def branch(*args):
+        leaves = jax.tree_util.tree_leaves(args)
+        bits = sum(_first_bits(x) for x in leaves if x.size)
+        return jax.lax.cond(
+            (bits | 1) != 0,
+            fn,
+            lambda *_: jax.tree_util.tree_map(jnp.zeros_like, shapes),
+            *args,
+        )
+
+    def barrier(*args):
+        return fn(*jax.lax.optimization_barrier((args, after))[0])
+
+    return jax.lax.platform_dependent(*args, cpu=branch, default=barrier)
+
+
+def _first_bits(x):
+    first = x.ravel()[0].astype("float32")
+    return jax.lax.bitcast_convert_type(first, "int32")
+
+
+def record_random(fn):
+    """Random numbers come from seeds, which are variables: no more to keep."""
+    return fn(), []
+
+
+def replay_random(state):
+    return contextlib.nullcontext()
+
+
+def saved_bytes(fn, params, inputs):
+    """Count the temporary bytes of the compiled gradient of `sum(fn)`.
+
+    Inside one XLA program there is no line between forward and backward:
+    this is the peak of everything that is neither an input nor an output.
+    """
+
+    def total(params, inputs):
+        outputs = jax.tree_util.tree_leaves(fn(params, inputs))
+        return sum(output.sum() for output in outputs)
+
+    compiled = jax.jit(jax.grad(total)).lower(params, inputs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes

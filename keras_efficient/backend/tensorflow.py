@@ -1,0 +1,183 @@
+"""The primitives on TensorFlow, in eager mode, in graphs and under XLA."""
+
+import contextlib
+
+import tensorflow as tf
+
+
+def vjp(fn, *primals):
+    """Return `fn(*primals)` and its pullback, which can be called once."""
+    leaves = [tf.identity(leaf) for leaf in tf.nest.flatten(primals)]
+    with tf.GradientTape() as tape:
+        tape.watch(leaves)
+        outputs = fn(*tf.nest.pack_sequence_as(primals, leaves))
+
+    def pullback(cotangents):
+        gradients = tape.gradient(
+            tf.nest.flatten(outputs),
+            leaves,
+            tf.nest.flatten(cotangents),
+            unconnected_gradients="zero",
+        )
+        return tf.nest.pack_sequence_as(primals, gradients)
+
+    return outputs, pullback
+
+
+def custom_vjp(forward, backward):
+    """Make a function whose derivative is `backward`.
+
+    See `keras_efficient.backend.jax.custom_vjp` for the contract.
+    """
+
+    def fn(*args):
+        structure = None
+
+        @tf.custom_gradient
+        def flat_fn(*leaves):
+            nonlocal structure
+            # A tape that watches the caller also watches the inside of a
+            # custom gradient, and would keep every intermediate.
+            leaves = [tf.stop_gradient(leaf) for leaf in leaves]
+            outputs, residuals = forward(
+                *tf.nest.pack_sequence_as(args, leaves)
+            )
+            structure = outputs
+
+            def gradient(*cotangents):
+                cotangents = tf.nest.pack_sequence_as(structure, cotangents)
+                gradients = backward(residuals, cotangents)
+                return _flatten_gradients(gradients, args)
+
+            return tf.nest.flatten(outputs), gradient
+
+        leaves = flat_fn(*tf.nest.flatten(args))
+        return tf.nest.pack_sequence_as(structure, leaves)
+
+    return fn
+
+
+def _flatten_gradients(gradients, args):
+    """Flatten `gradients` along `args`; `None` covers the tree below it."""
+    leaves = []
+    for gradient, arg in zip(gradients, args):
+        count = len(tf.nest.flatten(arg))
+        leaves += (
+            [None] * count if gradient is None else tf.nest.flatten(gradient)
+        )
+    return leaves
+
+
+def segment(fn, *args, after=()):
+    """Return `fn(*args)`, computed as a unit once `args` are there.
+
+    The graph executor starts whatever is ready, and XLA moves and merges
+    what it can. The branch of a conditional is a unit for both. Its condition
+    always holds, but neither sees that. (`tf.cond` would be taken apart again
+    for the executor; the operation behind it is not.) Eager mode runs in
+    program order.
+
+    Args:
+        fn: Function of the tensors in `args`.
+        *args: Nested structures of tensors.
+        after: Nested structure of tensors that is to be computed first.
+    """
+    if tf.executing_eagerly():
+        return fn(*args)
+    unit = _trace(fn, args)
+    inputs = [*tf.nest.flatten(args), *unit.captured_inputs]
+    outputs = tf.nest.flatten(unit.structured_outputs)
+    shapes = [output.shape for output in outputs]
+    with tf.control_dependencies(tf.nest.flatten(after)):
+        bits = sum(_first_bits(x) for x in inputs)
+        leaves = tf.raw_ops.If(
+            cond=tf.not_equal(tf.bitwise.bitwise_or(bits, 1), 0),
+            input=inputs,
+            Tout=[output.dtype for output in outputs],
+            then_branch=unit,
+            else_branch=_trace(lambda *x: _zeros(outputs, x), inputs),
+            output_shapes=shapes,
+        )
+    for leaf, shape in zip(leaves, shapes):
+        leaf.set_shape(shape)
+    return tf.nest.pack_sequence_as(unit.structured_outputs, leaves)
+
+
+def _trace(fn, args):
+    specs = tf.nest.map_structure(
+        lambda x: tf.TensorSpec(x.shape, x.dtype), args
+    )
+    return tf.function(fn).get_concrete_function(*specs)
+
+
+def _zeros(outputs, inputs):
+    """Zeros in the shapes of `outputs`, or of an input where one is open."""
+
+    def zeros(output):
+        if output.shape.is_fully_defined():
+            return tf.zeros(output.shape, output.dtype)
+        shape = output.shape.as_list()
+        like = next(x for x in inputs if x.shape.as_list() == shape)
+        return tf.zeros_like(like, output.dtype)
+
+    return [zeros(output) for output in outputs]
+
+
+def _first_bits(x):
+    first = tf.cast(tf.reshape(x, (-1,))[:1], tf.float32)
+    return tf.reduce_sum(tf.bitcast(first, tf.int32))
+
+
+def record_random(fn):
+    """Random numbers come from seeds, which are variables: no more to keep."""
+    return fn(), []
+
+
+def replay_random(state):
+    return contextlib.nullcontext()
+
+
+# Operations that hand their input's buffer on, and those that ask for no
+# more than its shape.
+_SAME_BUFFER = ("ExpandDims", "Identity", "IdentityN", "Reshape", "Squeeze")
+_SAME_BUFFER += ("StopGradient",)
+_SHAPE_ONLY = ("Rank", "Shape", "ShapeN", "Size", "ZerosLike")
+
+
+def saved_bytes(fn, params, inputs):
+    """Count the bytes that the gradient of `sum(fn)` reads from the forward.
+
+    Both are traced into one graph. What an operation of the backward part
+    reads and an operation of the forward part wrote has to be kept; params,
+    inputs and constants are there anyway.
+    """
+    forward = set()
+
+    @tf.function
+    def gradient(params, inputs):
+        leaves = tf.nest.flatten(params)
+        with tf.GradientTape() as tape:
+            tape.watch(leaves)
+            outputs = fn(params, inputs)
+        graph = tf.compat.v1.get_default_graph()
+        forward.update(op.name for op in graph.get_operations())
+        return tape.gradient(tf.nest.flatten(outputs), leaves)
+
+    specs = tf.nest.map_structure(
+        lambda x: tf.TensorSpec(x.shape, x.dtype), (params, inputs)
+    )
+    graph = gradient.get_concrete_function(*specs).graph
+    kept = {}
+    for op in graph.get_operations():
+        if op.name in forward or op.type in _SHAPE_ONLY:
+            continue
+        for tensor in op.inputs:
+            while tensor.op.type in _SAME_BUFFER:
+                tensor = tensor.op.inputs[tensor.value_index]
+            if tensor.op.name in forward:
+                kept[tensor.name] = tensor
+    return sum(
+        tensor.shape.num_elements() * tensor.dtype.size
+        for tensor in kept.values()
+        if tensor.op.type not in ("Const", "Placeholder")
+    )

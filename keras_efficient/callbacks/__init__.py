@@ -1,0 +1,1 @@
+from keras_efficient.callbacks.auto_drop import AutoDrop as AutoDrop

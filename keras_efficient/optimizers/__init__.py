@@ -1,0 +1,1 @@
+from keras_efficient.optimizers.micro_adam import MicroAdam as MicroAdam

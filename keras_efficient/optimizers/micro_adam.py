@@ -1,0 +1,270 @@
+import math
+
+import keras
+from keras import ops
+
+from keras_efficient.ops import MicroAdamState
+from keras_efficient.ops import adam_step
+from keras_efficient.ops import micro_adam_step
+
+LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class MicroAdam(keras.optimizers.Optimizer):
+    """Adam that keeps 0.9 bytes of state a parameter instead of 8.
+
+    Of each gradient only the largest 1 % of the entries (3 of each block of
+    256) enter the moments, which are sums over a window of the last 10
+    steps. The rest is not lost: it is kept in four bits an entry and added to
+    the next gradient. See `keras_efficient.ops.micro_adam_step` for the
+    equations and for where they differ from the paper.
+
+    Bytes of state a parameter, at the defaults: 0.35 for the window (one
+    byte for the place and two for the value, 3 of 256 entries, 10 times),
+    0.5 for the error feedback and 0.06 for the bounds of its buckets.
+    Tensors of fewer than `min_size` elements keep plain Adam in float32.
+
+    Non-finite entries of a gradient count as 0, so that they never enter the
+    state. The parameters then move by what is left in the window; use
+    `keras.callbacks.TerminateOnNaN` to stop instead.
+
+    Args:
+        learning_rate: A float, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. Defaults to `0.001`.
+        beta_1: Float in [0, 1). Decay of the first moment within the window.
+            Defaults to `0.9`.
+        beta_2: Float in [0, 1). Decay of the second moment within the window.
+            Defaults to `0.999`.
+        epsilon: Float, added to the root of the corrected second moment.
+            Defaults to `1e-7`.
+        window: Integer, the number of steps that the moments look back.
+            Defaults to `10`.
+        density: Float in (0, 1], the part of each block that enters the
+            window; `ceil(density * block_size)` entries. Defaults to `0.01`.
+        block_size: Integer, a multiple of `bucket_size`, at most 32768.
+            Indices take one byte up to 256 and two beyond. Defaults to `256`.
+        bucket_size: Even integer, the number of entries that share the
+            bounds of the error feedback. Defaults to `64`.
+        min_size: Integer. Smaller tensors keep plain Adam. Defaults to
+            `4096`.
+        rounding: `"stochastic"` or `"nearest"`, how the error feedback is
+            rounded to four bits. Defaults to `"stochastic"`.
+        bias_correction: `"full"`, Adam's, or `"window"`, by the weights of
+            the steps in the window. Defaults to `"full"`.
+        value_dtype: `"bfloat16"` or `"float32"`, of the entries in the
+            window. Defaults to `"bfloat16"`.
+        weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema,
+            ema_momentum, ema_overwrite_frequency, loss_scale_factor,
+            gradient_accumulation_steps, name: See
+            `keras.optimizers.Optimizer`. An exponential average or
+            accumulated gradients take 4 bytes a parameter each.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+
+    ```python
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512)])
+    optimizer = keras_efficient.optimizers.MicroAdam(learning_rate=1e-3)
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    Reference:
+        - [Modoranu et al., 2024](https://arxiv.org/abs/2405.15593)
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-7,
+        window=10,
+        density=0.01,
+        block_size=256,
+        bucket_size=64,
+        min_size=4096,
+        rounding="stochastic",
+        bias_correction="full",
+        value_dtype="bfloat16",
+        weight_decay=None,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name="micro_adam",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            name=name,
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            **kwargs,
+        )
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.window = window
+        self.density = density
+        self.block_size = block_size
+        self.bucket_size = bucket_size
+        self.min_size = min_size
+        self.rounding = rounding
+        self.bias_correction = bias_correction
+        self.value_dtype = value_dtype
+        self._validate()
+
+    def _validate(self):
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be in [0, 1). "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+        if not self.epsilon > 0:
+            raise ValueError(
+                "`epsilon` must be positive: the second moment of most "
+                f"entries is 0. Received: epsilon={self.epsilon}"
+            )
+        if not 0 < self.density <= 1:
+            raise ValueError(
+                "`density` must be in (0, 1]: it is the part of each gradient "
+                f"that enters the window. Received: density={self.density}"
+            )
+        if not 1 <= self.window:
+            raise ValueError(
+                f"`window` must be at least 1. Received: window={self.window}"
+            )
+        if self.bucket_size < 2 or self.bucket_size % 2:
+            raise ValueError(
+                "`bucket_size` must be even, because two codes share a byte. "
+                f"Received: bucket_size={self.bucket_size}"
+            )
+        if not 0 < self.block_size <= LARGEST_BLOCK:
+            raise ValueError(
+                f"`block_size` must be from 1 to {LARGEST_BLOCK}, so that the "
+                "place of an entry fits its int16 index. Received: "
+                f"block_size={self.block_size}"
+            )
+        if self.block_size % self.bucket_size:
+            raise ValueError(
+                "`block_size` must be a multiple of `bucket_size`. Received: "
+                f"block_size={self.block_size}, "
+                f"bucket_size={self.bucket_size}"
+            )
+        for name, choices in (
+            ("rounding", ("stochastic", "nearest")),
+            ("bias_correction", ("full", "window")),
+            ("value_dtype", ("bfloat16", "float32")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be one of {choices}. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        # One entry for each variable: a MicroAdamState, or (momentum,
+        # velocity) where the variable is small.
+        self._states = [
+            self._add_micro_adam_state(variable, math.prod(variable.shape))
+            if math.prod(variable.shape) >= self.min_size
+            else self._add_adam_state(variable)
+            for variable in variables
+        ]
+
+    def _add_adam_state(self, variable):
+        return tuple(
+            self._add(variable, name, variable.shape, "float32")
+            for name in ("momentum", "velocity")
+        )
+
+    def _add_micro_adam_state(self, variable, size):
+        k = math.ceil(self.density * self.block_size)
+        entries = (self.window, math.ceil(size / self.block_size), k)
+        buckets = math.ceil(size / self.bucket_size)
+        index_dtype = "uint8" if self.block_size <= 256 else "int16"
+        slots = MicroAdamState(
+            indices=(entries, index_dtype),
+            values=(entries, self.value_dtype),
+            written=((self.window,), "int32"),
+            codes=((buckets, self.bucket_size // 2), "uint8"),
+            low=((buckets, 1), "bfloat16"),
+            high=((buckets, 1), "bfloat16"),
+        )
+        return MicroAdamState(
+            *(
+                self._add(variable, name, shape, dtype)
+                for name, (shape, dtype) in slots._asdict().items()
+            )
+        )
+
+    def _add(self, variable, name, shape, dtype):
+        name = f"{variable.path.replace('/', '_')}_{name}"
+        return self.add_variable(shape, dtype=dtype, name=name)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        slots = self._states[index]
+        state = [ops.convert_to_tensor(slot) for slot in slots]
+        # TensorFlow's gradient of an embedding is sparse; this makes it dense.
+        gradient = ops.reshape(gradient, variable.shape)
+        options = {
+            "step": self.iterations + 1,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+        if isinstance(slots, MicroAdamState):
+            update, state = micro_adam_step(
+                gradient,
+                MicroAdamState(*state),
+                block_size=self.block_size,
+                rounding=self.rounding,
+                bias_correction=self.bias_correction,
+                seed=index,
+                **options,
+            )
+        else:
+            update, *state = adam_step(gradient, *state, **options)
+        for slot, value in zip(slots, state):
+            self.assign(slot, value)
+        update = ops.cast(learning_rate, "float32") * update
+        self.assign_sub(variable, ops.cast(update, variable.dtype))
+
+    def get_config(self):
+        config = {
+            name: getattr(self, name)
+            for name in (
+                "beta_1",
+                "beta_2",
+                "epsilon",
+                "window",
+                "density",
+                "block_size",
+                "bucket_size",
+                "min_size",
+                "rounding",
+                "bias_correction",
+                "value_dtype",
+            )
+        }
+        return {**super().get_config(), **config}

@@ -1,0 +1,6 @@
+from keras_efficient.utils.optimizer_state_bytes import (
+    optimizer_state_bytes as optimizer_state_bytes,
+)
+from keras_efficient.utils.saved_activation_bytes import (
+    saved_activation_bytes as saved_activation_bytes,
+)
