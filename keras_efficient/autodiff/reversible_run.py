@@ -20,10 +20,10 @@ def reversible_run(blocks, streams, training):
     """Run `blocks` over `streams` without keeping what lies between them.
 
     Args:
-        blocks: Built layers with `forward(streams, evaluate)` and
-            `backward(outputs, cotangents, vjp)`, see
-            `keras_efficient.layers.AdditiveCoupling`. `backward` has to ask
-            for its sub-layers in the reverse order of `forward`.
+        blocks: Built layers with `couple(streams, evaluate)` and
+            `pull_back(outputs, cotangents, vjp)`, see
+            `keras_efficient.layers.AdditiveCoupling`. `pull_back` has to ask
+            for its sub-layers in the reverse order of `couple`.
         streams: Tuple of float tensors.
         training: Python bool.
 
@@ -125,7 +125,7 @@ class _PureBlock:
 
         before = current(self.state)
         with scope:
-            streams = self.block.forward(streams, evaluate)
+            streams = self.block.couple(streams, evaluate)
         updates = {
             i: new
             for i, (old, new) in enumerate(zip(before, current(self.state)))
@@ -160,7 +160,7 @@ class _PureBlock:
 
             return y, pullback
 
-        streams, d_streams = self.block.backward(streams, d_streams, vjp)
+        streams, d_streams = self.block.pull_back(streams, d_streams, vjp)
         d_params = [
             d_value_of[id(v)] if id(v) in d_value_of else ops.zeros_like(p)
             for v, p in zip(self.params, params)

@@ -31,36 +31,42 @@ def custom_vjp(forward, backward):
 
 
 def segment(fn, *args, after=()):
-    """Return `fn(*args)`, computed as a unit once `args` are there.
+    """Return `fn(*args)`, not begun before `args` and `after` are there.
 
     Left alone, XLA runs reconstructions ahead of the gradients, fuses them
     into one long chain, or finds that the backward pass draws the random
     numbers of the forward pass again, and holds what it was to forget.
     Accelerators respect `optimization_barrier`. XLA on CPU removes it early;
-    there the unit is the branch of a conditional, which nothing is moved out
-    of or merged with. Its condition always holds, but XLA does not see that.
+    there the arguments pass through a conditional. Its condition always
+    holds, but XLA does not see that.
 
     Args:
-        fn: Function of the tensors in `args`, without side effects.
+        fn: Function of the tensors in `args`.
         *args: Nested structures of tensors.
         after: Nested structure of tensors that is to be computed first.
     """
-    shapes = jax.eval_shape(fn, *args)
+    leaves = jax.tree_util.tree_leaves((args, after))
+    if not any(isinstance(x, jax.core.Tracer) for x in leaves):
+        return fn(*args)  # without jit JAX runs in program order
 
-    def branch(*args):
-        leaves = jax.tree_util.tree_leaves(args)
+    def conditional(args, after):
+        leaves = jax.tree_util.tree_leaves((args, after))
         bits = sum(_first_bits(x) for x in leaves if x.size)
         return jax.lax.cond(
             (bits | 1) != 0,
-            fn,
-            lambda *_: jax.tree_util.tree_map(jnp.zeros_like, shapes),
-            *args,
+            lambda args: args,
+            lambda args: jax.tree_util.tree_map(jnp.zeros_like, args),
+            args,
         )
 
-    def barrier(*args):
-        return fn(*jax.lax.optimization_barrier((args, after))[0])
+    def barrier(args, after):
+        return jax.lax.optimization_barrier((args, after))[0]
 
-    return jax.lax.platform_dependent(*args, cpu=branch, default=barrier)
+    return fn(
+        *jax.lax.platform_dependent(
+            args, after, cpu=conditional, default=barrier
+        )
+    )
 
 
 def _first_bits(x):

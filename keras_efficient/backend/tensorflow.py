@@ -69,10 +69,10 @@ def _flatten_gradients(gradients, args):
 
 
 def segment(fn, *args, after=()):
-    """Return `fn(*args)`, computed as a unit once `args` are there.
+    """Return `fn(*args)`, not begun before `args` and `after` are there.
 
     The graph executor starts whatever is ready, and XLA moves and merges
-    what it can. The branch of a conditional is a unit for both. Its condition
+    what it can. So the arguments pass through a conditional. Its condition
     always holds, but neither sees that. (`tf.cond` would be taken apart again
     for the executor; the operation behind it is not.) Eager mode runs in
     program order.
@@ -84,43 +84,25 @@ def segment(fn, *args, after=()):
     """
     if tf.executing_eagerly():
         return fn(*args)
-    unit = _trace(fn, args)
-    inputs = [*tf.nest.flatten(args), *unit.captured_inputs]
-    outputs = tf.nest.flatten(unit.structured_outputs)
-    shapes = [output.shape for output in outputs]
-    with tf.control_dependencies(tf.nest.flatten(after)):
-        bits = sum(_first_bits(x) for x in inputs)
-        leaves = tf.raw_ops.If(
-            cond=tf.not_equal(tf.bitwise.bitwise_or(bits, 1), 0),
-            input=inputs,
-            Tout=[output.dtype for output in outputs],
-            then_branch=unit,
-            else_branch=_trace(lambda *x: _zeros(outputs, x), inputs),
-            output_shapes=shapes,
-        )
-    for leaf, shape in zip(leaves, shapes):
-        leaf.set_shape(shape)
-    return tf.nest.pack_sequence_as(unit.structured_outputs, leaves)
+    leaves = tf.nest.flatten(args)
+    bits = sum(_first_bits(x) for x in (*leaves, *tf.nest.flatten(after)))
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in leaves]
 
+    def branch(fn):
+        traced = tf.function(lambda *leaves: [fn(x) for x in leaves])
+        return traced.get_concrete_function(*specs)
 
-def _trace(fn, args):
-    specs = tf.nest.map_structure(
-        lambda x: tf.TensorSpec(x.shape, x.dtype), args
+    passed = tf.raw_ops.If(
+        cond=tf.not_equal(tf.bitwise.bitwise_or(bits, 1), 0),
+        input=leaves,
+        Tout=[x.dtype for x in leaves],
+        then_branch=branch(tf.identity),
+        else_branch=branch(tf.zeros_like),
+        output_shapes=[x.shape for x in leaves],
     )
-    return tf.function(fn).get_concrete_function(*specs)
-
-
-def _zeros(outputs, inputs):
-    """Zeros in the shapes of `outputs`, or of an input where one is open."""
-
-    def zeros(output):
-        if output.shape.is_fully_defined():
-            return tf.zeros(output.shape, output.dtype)
-        shape = output.shape.as_list()
-        like = next(x for x in inputs if x.shape.as_list() == shape)
-        return tf.zeros_like(like, output.dtype)
-
-    return [zeros(output) for output in outputs]
+    for x, leaf in zip(passed, leaves):
+        x.set_shape(leaf.shape)
+    return fn(*tf.nest.pack_sequence_as(args, passed))
 
 
 def _first_bits(x):

@@ -63,7 +63,8 @@ def dequantize_4bit(codes, low, high):
         float32 tensor of shape `(buckets, bucket_size)`: `low + code * unit`.
     """
     codes = ops.cast(codes, "int32")
-    steps = ops.concatenate([codes // 16, codes % 16], axis=-1)
+    upper, lower = ops.right_shift(codes, 4), ops.bitwise_and(codes, 15)
+    steps = ops.concatenate([upper, lower], axis=-1)
     low, high = ops.cast(low, "float32"), ops.cast(high, "float32")
     return low + ops.cast(steps, "float32") * _unit(low, high)
 

@@ -37,7 +37,7 @@ class MicroAdam(keras.optimizers.Optimizer):
             Defaults to `0.9`.
         beta_2: Float in [0, 1). Decay of the second moment within the window.
             Defaults to `0.999`.
-        epsilon: Float, added to the root of the corrected second moment.
+        epsilon: Positive float, added to the root of the second moment.
             Defaults to `1e-7`.
         window: Integer, the number of steps that the moments look back.
             Defaults to `10`.

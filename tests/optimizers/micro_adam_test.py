@@ -184,10 +184,44 @@ def test_min_size_decides_which_tensors_are_small():
         assert len(state_of(optimizer)) == states
 
 
-def zero_state():
-    optimizer = MicroAdam()
+def zero_state(**options):
+    optimizer = MicroAdam(**options)
     optimizer.build(make_variables()[:1])
     return MicroAdamState(*map(ops.convert_to_tensor, state_of(optimizer)))
+
+
+def test_options_reach_the_step():
+    state_options = {"block_size": 320, "bucket_size": 32, "window": 2}
+    step_options = {
+        "beta_1": 0.8,
+        "beta_2": 0.9,
+        "epsilon": 0.1,
+        "rounding": "nearest",
+        "bias_correction": "window",
+    }
+    variable = keras.Variable(np.zeros((64, 64), "float32"))
+    optimizer = MicroAdam(0.1, **state_options, **step_options)
+    apply_compiled = compiled_apply(optimizer, [variable])
+    state = zero_state(**state_options)
+    expected = np.zeros((64, 64))
+
+    def step_fn(gradient, state, step):
+        state = MicroAdamState(*state)
+        return micro_adam_step(
+            gradient, state, step, block_size=320, **step_options
+        )
+
+    if BACKEND == "jax":
+        import jax
+
+        step_fn = jax.jit(step_fn)
+    for step in range(1, 5):
+        gradients = make_gradients(step)[:1]
+        actual = apply_compiled(gradients)[0]
+        gradient = ops.convert_to_tensor(gradients[0])
+        update, state = step_fn(gradient, state, step)
+        expected = expected - 0.1 * to_numpy([update])[0]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_tensor_without_gradient_keeps_its_state_and_its_age():

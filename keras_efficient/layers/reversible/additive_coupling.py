@@ -85,7 +85,6 @@ class AdditiveCoupling(ReversibleLayer):
         self.g = g
         self.axis = axis
 
-    @property
     def couplings(self):
         return [self]
 
@@ -105,7 +104,8 @@ class AdditiveCoupling(ReversibleLayer):
                     "stream (half the channels of a single input)."
                 )
 
-    def forward(self, streams, evaluate):
+    # Not `forward`: on PyTorch a layer is a module, and that is its call.
+    def couple(self, streams, evaluate):
         x1, x2 = streams
         if self.g is None:
             return x2, x1 + evaluate(self.f, x2)
@@ -113,7 +113,7 @@ class AdditiveCoupling(ReversibleLayer):
         y2 = x2 + evaluate(self.g, y1)
         return y1, y2
 
-    def invert(self, streams, evaluate):
+    def uncouple(self, streams, evaluate):
         y1, y2 = streams
         if self.g is None:
             return y2 - evaluate(self.f, y1), y1
@@ -121,7 +121,7 @@ class AdditiveCoupling(ReversibleLayer):
         x1 = y1 - evaluate(self.f, x2)
         return x1, x2
 
-    def backward(self, outputs, cotangents, vjp):
+    def pull_back(self, outputs, cotangents, vjp):
         """Reconstruct the inputs and pull the cotangents back to them.
 
         With J the Jacobian of a function at the point of its evaluation:
@@ -154,5 +154,5 @@ class AdditiveCoupling(ReversibleLayer):
     @classmethod
     def from_config(cls, config):
         deserialize = keras.saving.deserialize_keras_object
-        f, g = deserialize(config.pop("f")), deserialize(config.pop("g"))
-        return cls(f, g, **config)
+        sub_layers = {name: deserialize(config[name]) for name in ("f", "g")}
+        return cls(**{**config, **sub_layers})

@@ -9,7 +9,8 @@ from keras_efficient.autodiff.reversible_run import reversible_run
 class ReversibleLayer(keras.layers.Layer):
     """Base of the layers whose inputs can be computed from their outputs.
 
-    A subclass has `axis` and `couplings`, the list of those it runs.
+    A subclass has `axis` and `couplings()`, the list of those it runs. (A
+    property would make Keras follow it when it saves the layer.)
     """
 
     # Whether the backward pass reconstructs activations or finds them stored.
@@ -25,18 +26,20 @@ class ReversibleLayer(keras.layers.Layer):
     @property
     def stream_dtype(self):
         """`"float32"`, or `"float64"` under a float64 policy."""
-        return keras.backend.result_type(self.variable_dtype, "float32")
+        return "float64" if self.variable_dtype == "float64" else "float32"
 
     def call(self, inputs, training=None):
         streams = self._split(inputs)
         training = bool(training)
         if self.reversible:
-            streams, losses = reversible_run(self.couplings, streams, training)
+            streams, losses = reversible_run(
+                self.couplings(), streams, training
+            )
             for loss in losses:
                 self.add_loss(loss)
         else:
-            for block in self.couplings:
-                streams = block.forward(streams, _plain(training))
+            for block in self.couplings():
+                streams = block.couple(streams, _plain(training))
         return self._join(streams, inputs)
 
     def inverse(self, outputs, training=False):
@@ -56,8 +59,8 @@ class ReversibleLayer(keras.layers.Layer):
                 "used. Call it on inputs once, or call `build(input_shape)`."
             )
         streams = self._split(outputs)
-        for block in reversed(self.couplings):
-            streams = block.invert(streams, _plain(training))
+        for block in reversed(self.couplings()):
+            streams = block.uncouple(streams, _plain(training))
         return self._join(streams, outputs)
 
     def stream_shape(self, input_shape):

@@ -83,11 +83,8 @@ class ReversibleSequence(ReversibleLayer):
     def axis(self):
         return self.blocks[0].axis
 
-    @property
     def couplings(self):
-        return [
-            coupling for block in self.blocks for coupling in block.couplings
-        ]
+        return [c for block in self.blocks for c in block.couplings()]
 
     def build(self, input_shape):
         for layer in self.blocks:
@@ -108,6 +105,6 @@ class ReversibleSequence(ReversibleLayer):
     def from_config(cls, config):
         blocks = [
             keras.saving.deserialize_keras_object(block)
-            for block in config.pop("blocks")
+            for block in config["blocks"]
         ]
-        return cls(blocks, **config)
+        return cls(**{**config, "blocks": blocks})

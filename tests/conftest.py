@@ -1,0 +1,23 @@
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def float64():
+    """Float64 wherever the backend has it (it is off by default on JAX)."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_floatx("float32")
+    if keras.config.backend() == "jax":
+        jax.config.update("jax_enable_x64", False)

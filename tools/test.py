@@ -1,0 +1,63 @@
+"""Run ruff, then the tests once for each backend.
+
+`python tools/test.py` runs everything. `--backend jax` (may be repeated)
+chooses backends. Further arguments go to pytest: `-m "not slow"` leaves out
+what takes more than 20 seconds, `tests/layers` runs one folder.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+BACKENDS = ("jax", "tensorflow", "torch")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(command, **environment):
+    start = time.perf_counter()
+    code = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    ).returncode
+    return code, time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--backend", choices=BACKENDS, action="append")
+    options, pytest_arguments = parser.parse_known_args()
+
+    results = {}
+    if not pytest_arguments:
+        results["ruff check"] = run(["ruff", "check", "."])
+        results["ruff format"] = run(["ruff", "format", "--check", "."])
+    # One process a core; each gets one thread's worth of work at a time.
+    workers = ["-n", str(os.cpu_count()), "--dist", "worksteal"]
+    for backend in options.backend or BACKENDS:
+        print(f"\n===== {backend} =====", flush=True)
+        results[backend] = run(
+            ["pytest", "-q", *workers, *pytest_arguments],
+            KERAS_BACKEND=backend,
+            TF_CPP_MIN_LOG_LEVEL="3",
+        )
+
+    table = Table("", "result", "seconds")
+    for name, (code, seconds) in results.items():
+        passed = "passed" if code == 0 else f"FAILED (exit code {code})"
+        table.add_row(name, passed, f"{seconds:.0f}")
+    Console().print(table)
+    return any(code for code, _ in results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
