@@ -90,15 +90,16 @@ def function(width):
     return keras.Sequential(
         [
             layers.BatchNormalization(momentum=0.9),
-            layers.Activation("relu"),
-            layers.Conv2D(width, 3, padding="same"),
+            layers.Dense(2 * width, activation="relu"),
+            layers.Dropout(0.1),
+            layers.Dense(width),
         ]
     )
 
 
 def build(input_shape, classes, depth, width, reversible):
     inputs = keras.Input(input_shape)
-    x = layers.Conv2D(2 * width, 3, padding="same")(inputs)
+    x = layers.Dense(2 * width)(layers.Flatten()(inputs))
     blocks = [
         keras_efficient.layers.AdditiveCoupling(
             function(width), function(width)
@@ -107,8 +108,7 @@ def build(input_shape, classes, depth, width, reversible):
     ]
     x = keras_efficient.layers.ReversibleSequence(blocks, reversible)(x)
     x = layers.BatchNormalization(momentum=0.9)(x)
-    x = layers.GlobalAveragePooling2D()(layers.Activation("relu")(x))
-    return keras.Model(inputs, layers.Dense(classes)(layers.Dropout(0.2)(x)))
+    return keras.Model(inputs, layers.Dense(classes)(x))
 
 
 """
@@ -243,10 +243,10 @@ def main():
     parser.add_argument("--dataset", choices=names, default="digits")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--depth", type=int, default=8, help="blocks")
-    parser.add_argument("--width", type=int, default=16, help="of a stream")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--depth", type=int, default=6, help="blocks")
+    parser.add_argument("--width", type=int, default=64, help="of a stream")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     help = "of AutoDrop, in degrees"
     parser.add_argument("--threshold", type=float, default=1.0, help=help)
     parser.add_argument("--output", default="quickstart.png")

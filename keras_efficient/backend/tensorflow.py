@@ -1,6 +1,7 @@
 """The primitives on TensorFlow, in eager mode, in graphs and under XLA."""
 
 import contextlib
+import functools
 
 import tensorflow as tf
 
@@ -85,24 +86,29 @@ def segment(fn, *args, after=()):
     if tf.executing_eagerly():
         return fn(*args)
     leaves = tf.nest.flatten(args)
-    bits = sum(_first_bits(x) for x in (*leaves, *tf.nest.flatten(after)))
-    specs = [tf.TensorSpec(x.shape, x.dtype) for x in leaves]
-
-    def branch(fn):
-        traced = tf.function(lambda *leaves: [fn(x) for x in leaves])
-        return traced.get_concrete_function(*specs)
-
+    bits = sum(_first_bits(x) for x in (leaves[-1], *tf.nest.flatten(after)))
+    kinds = tuple((tuple(x.shape.as_list()), x.dtype) for x in leaves)
     passed = tf.raw_ops.If(
         cond=tf.not_equal(tf.bitwise.bitwise_or(bits, 1), 0),
         input=leaves,
         Tout=[x.dtype for x in leaves],
-        then_branch=branch(tf.identity),
-        else_branch=branch(tf.zeros_like),
+        then_branch=_branch(tf.identity, kinds),
+        else_branch=_branch(tf.zeros_like, kinds),
         output_shapes=[x.shape for x in leaves],
     )
     for x, leaf in zip(passed, leaves):
         x.set_shape(leaf.shape)
     return fn(*tf.nest.pack_sequence_as(args, passed))
+
+
+@functools.cache
+def _branch(fn, kinds):
+    """A graph of `fn` on each tensor; blocks of one kind share it."""
+    traced = tf.function(lambda *leaves: [fn(x) for x in leaves])
+    with tf.init_scope():
+        return traced.get_concrete_function(
+            *[tf.TensorSpec(shape, dtype) for shape, dtype in kinds]
+        )
 
 
 def _first_bits(x):
