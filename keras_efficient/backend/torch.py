@@ -134,7 +134,8 @@ def saved_bytes(fn, params, inputs):
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+    with torch.random.fork_rng(), hooks:
         outputs = fn(params, inputs)
     for leaf in tree.flatten((params, inputs)):
         kept.pop(leaf.untyped_storage().data_ptr(), None)
