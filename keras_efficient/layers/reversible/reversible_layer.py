@@ -18,8 +18,8 @@ class ReversibleLayer(keras.layers.Layer):
 
     def __init__(self, **kwargs):
         # The streams carry their own precision past the policy of the layer:
-        # in bfloat16 the reconstruction would lose 5 % of the gradient within
-        # 16 blocks. Sub-layers compute in their own policy.
+        # in bfloat16 the rounding errors of the reconstruction grow with every
+        # block. Sub-layers compute in their own policy.
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
 
