@@ -214,10 +214,10 @@ def draw(results, path):
         ("loss", "val_accuracy", "angular_velocity"),
         ("training loss", "test accuracy", "angular velocity, degrees"),
     ):
-        for name, (result, *_) in results.items():
+        for i, (name, (result, *_)) in enumerate(results.items()):
             values = result["history"].get(key, [])
             if values:
-                ax.plot(range(1, len(values) + 1), values, label=name)
+                ax.plot(range(1, len(values) + 1), values, f"C{i}", label=name)
             for epoch in result["drops"]:
                 ax.axvline(epoch + 1, color="gray", linestyle=":")
         ax.set(xlabel="epoch (dotted: learning rate drops)", ylabel=label)
