@@ -243,7 +243,7 @@ def main():
     parser = argparse.ArgumentParser()
     names = ("digits", "mnist", "cifar10", "cifar100")
     parser.add_argument("--dataset", choices=names, default="digits")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--depth", type=int, default=6, help="blocks")
     parser.add_argument("--width", type=int, default=64, help="of a stream")
