@@ -6,42 +6,56 @@ backward pass walks the blocks in reverse. There each sub-layer is evaluated
 once: the value reconstructs the inputs of its block, the pullback
 differentiates it. Forward 1, evaluation 1, pullback 2 units of work: 4,
 against 3 for a plain run, at a memory that does not depend on depth.
+
+A block that cannot reconstruct its inputs may keep them (`keeps_inputs`);
+its sub-layers are still evaluated anew.
 """
 
-import keras
 from keras import ops
 
 from keras_efficient import backend
-from keras_efficient.autodiff.functional_call import functional_call
 from keras_efficient.autodiff.functional_call import values
+from keras_efficient.autodiff.pure_block import PureBlock
+from keras_efficient.autodiff.replay import add
+from keras_efficient.autodiff.streams import join
+from keras_efficient.autodiff.streams import split
+from keras_efficient.backend import nested
 
 
-def reversible_run(blocks, streams, training):
-    """Run `blocks` over `streams` without keeping what lies between them.
+def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
+    """Run `blocks` over `inputs` without keeping what lies between them.
 
     Args:
-        blocks: Built layers with `couple(streams, evaluate)` and
-            `pull_back(outputs, cotangents, vjp)`, see
-            `keras_efficient.layers.AdditiveCoupling`. `pull_back` has to ask
-            for its sub-layers in the reverse order of `couple`.
-        streams: Tuple of float tensors.
-        training: Python bool.
+        blocks: Built layers as `keras_efficient.layers.ReversibleLayer`.
+        inputs: Nested structure of tensors, what the first block takes; one
+            tensor if `axis` is given.
+        shared: Dictionary of further call arguments for all sub-layers,
+            nested structures of tensors.
+        options: Dictionary of call arguments for sub-layers that are not
+            tensors, among them `"training"`.
+        axis: Integer or `None`. Where to split one tensor into two streams
+            for the blocks. (Joined again, they are kept once, as the output.)
+        exact: Python bool. Whether blocks see streams as fixed-point
+            integers.
 
     Returns:
-        `(streams, losses)`: the outputs of the last block and the losses
+        `(outputs, losses)`: the outputs of the last block and the losses
         that sub-layers added. Non-trainable variables have been updated.
     """
-    blocks = [_PureBlock(block, training) for block in blocks]
+    blocks = [PureBlock(block, options, exact) for block in blocks]
     params = _unique(v for block in blocks for v in block.params)
     state = _unique(v for block in blocks for v in block.state)
     params_of = _positions(params, [block.params for block in blocks])
     state_of = _positions(state, [block.state for block in blocks])
+    inputs_kept = blocks[-1].block.keeps_inputs
 
-    def forward(param_values, state_values, streams):
-        state_values, losses, calls, updates = list(state_values), [], [], {}
+    def forward(param_values, state_values, inputs, shared):
+        state_values, losses, keeps, updates = list(state_values), [], [], {}
+        streams = blocks[0].write(split(inputs, axis))
         for block, p, s in zip(blocks, params_of, state_of):
-            streams, added, changed, called = backend.segment(
+            streams, added, changed, kept = backend.segment(
                 block.forward,
+                shared,
                 [param_values[i] for i in p],
                 [state_values[i] for i in s],
                 streams,
@@ -49,123 +63,47 @@ def reversible_run(blocks, streams, training):
             for i, value in changed.items():
                 state_values[s[i]] = updates[s[i]] = value
             losses.append(added)
-            calls.append(called)
-        return (streams, losses, updates), (param_values, streams, calls)
+            keeps.append(kept)
+        outputs = join(blocks[-1].read(streams), axis)
+        last = () if inputs_kept else streams if exact else outputs
+        residuals = param_values, last, shared, keeps
+        return (outputs, losses, updates), residuals
 
     def backward(residuals, cotangents):
-        param_values, streams, calls = residuals
-        d_streams, d_losses, _ = cotangents
+        param_values, last, shared, keeps = residuals
+        d_outputs, d_losses, _ = cotangents
+        streams = last if inputs_kept or exact else split(last, axis)
+        d_streams = split(d_outputs, axis)
         d_params = [None] * len(param_values)
+        d_shared = nested.map_structure(lambda _: None, shared)
         done = []
-        for block, p, called, d_added in reversed(
-            list(zip(blocks, params_of, calls, d_losses))
+        for block, p, kept, d_added in reversed(
+            list(zip(blocks, params_of, keeps, d_losses))
         ):
-            streams, d_streams, done = backend.segment(
+            streams, d_streams, done, d_seen = backend.segment(
                 block.backward,
+                shared,
                 [param_values[i] for i in p],
-                called,
+                kept,
                 streams,
-                d_streams,
                 d_added,
+                d_streams,
                 after=done,
             )
+            d_shared = nested.map_structure(add, d_shared, d_seen)
             for i, d in zip(p, done):
-                d_params[i] = d if d_params[i] is None else d_params[i] + d
-        return d_params, None, d_streams
+                d_params[i] = add(d_params[i], d)
+        return d_params, None, join(d_streams, axis), d_shared
 
     run = backend.custom_vjp(forward, backward)
-    streams, losses, updates = run(values(params), values(state), streams)
+    outputs, losses, updates = run(
+        values(params), values(state), inputs, shared
+    )
     for i, value in updates.items():
         state[i].assign(ops.stop_gradient(value))
-    return streams, [
+    return outputs, [
         loss for added in losses for call in added for loss in call
     ]
-
-
-class _PureBlock:
-    """A block as pure functions of the values of its variables."""
-
-    def __init__(self, block, training):
-        self.block = block
-        self.training = training
-        self.params = block.trainable_variables
-        self.state = block.non_trainable_variables
-
-    def forward(self, params, state, streams):
-        """Return `(streams, losses, updates, calls)`.
-
-        `losses` and `calls` have one entry for each call of a sub-layer; that
-        of `calls` is what the call needs to be repeated. `updates` maps
-        positions in `state` to new values.
-        """
-        scope = keras.StatelessScope(
-            zip(self.params + self.state, [*params, *state]),
-            collect_losses=True,
-        )
-
-        def current(variables):
-            return [scope.get_current_value(v) for v in variables]
-
-        losses, calls = [], []
-
-        def evaluate(layer, x):
-            variables = layer.non_trainable_variables
-            before, known = current(variables), len(scope.losses)
-            y, random = backend.record_random(
-                lambda: layer(x, training=self.training)
-            )
-            # What the call changed is soon assigned in place: keep a copy.
-            before = [
-                old if old is new else ops.copy(old)
-                for old, new in zip(before, current(variables))
-            ]
-            calls.append((before, random))
-            losses.append(scope.losses[known:])
-            return ops.cast(y, x.dtype)
-
-        before = current(self.state)
-        with scope:
-            streams = self.block.couple(streams, evaluate)
-        updates = {
-            i: new
-            for i, (old, new) in enumerate(zip(before, current(self.state)))
-            if old is not new
-        }
-        return streams, losses, updates, calls
-
-    def backward(self, params, calls, streams, d_streams, d_losses):
-        """Return the inputs, their cotangents and those of `params`."""
-        remaining = list(zip(calls, d_losses))
-        value_of = {id(v): p for v, p in zip(self.params, params)}
-        d_value_of = {}
-
-        def vjp(layer, x):
-            (state, random), d_added = remaining.pop()
-            variables = layer.trainable_variables
-
-            def fn(params, x):
-                return functional_call(
-                    layer, params, state, random, x, self.training
-                )
-
-            (y, _), pull = backend.vjp(
-                fn, [value_of[id(v)] for v in variables], x
-            )
-
-            def pullback(d_y):
-                d_params, d_x = pull((d_y, d_added))
-                for v, d in zip(map(id, variables), d_params):
-                    d_value_of[v] = d_value_of[v] + d if v in d_value_of else d
-                return d_x
-
-            return y, pullback
-
-        streams, d_streams = self.block.pull_back(streams, d_streams, vjp)
-        d_params = [
-            d_value_of[id(v)] if id(v) in d_value_of else ops.zeros_like(p)
-            for v, p in zip(self.params, params)
-        ]
-        return streams, d_streams, d_params
 
 
 def _unique(variables):

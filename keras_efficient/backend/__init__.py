@@ -1,10 +1,14 @@
 """The two differentiation primitives, and what else differs by backend.
 
-Every module here offers the same five functions:
+Every module here offers the same eight functions:
 
 - `custom_vjp(forward, backward)`: a function with its own derivative;
+- `not_differentiable(fn)`: a step inside of one that has none, and says so if
+  it is differentiated for a second derivative;
 - `vjp(fn, *primals)`: a function's value and its pullback;
 - `segment(fn, *args)`: `fn(*args)`, not begun before `args` are there;
+- `scan(step, carry, values, reverse)`: a loop that is compiled once, as
+  `jax.lax.scan`, or `None`;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward.
@@ -25,8 +29,10 @@ else:
     from keras_efficient.backend import forward_only as _backend
 
 custom_vjp = _backend.custom_vjp
+not_differentiable = _backend.not_differentiable
 record_random = _backend.record_random
 replay_random = _backend.replay_random
 saved_bytes = _backend.saved_bytes
+scan = _backend.scan
 segment = _backend.segment
 vjp = _backend.vjp

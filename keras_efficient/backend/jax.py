@@ -4,8 +4,51 @@ import contextlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-vjp = jax.vjp
+from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
+
+
+def vjp(fn, *primals):
+    """Return `fn(*primals)` and its pullback.
+
+    What is not floating point (masks, indices) is passed through; its entry
+    among the gradients is `None`, and its cotangents are not looked at.
+    """
+    leaves, structure = jax.tree_util.tree_flatten(primals)
+
+    def of_floats(floats):
+        floats = iter(floats)
+        return fn(
+            *jax.tree_util.tree_unflatten(
+                structure,
+                [next(floats) if _is_float(x) else x for x in leaves],
+            )
+        )
+
+    outputs, pull = jax.vjp(of_floats, [x for x in leaves if _is_float(x)])
+
+    def pullback(cotangents):
+        cotangents = jax.tree_util.tree_map(
+            lambda y, d: d if _is_float(y) else _no_cotangent(y),
+            outputs,
+            cotangents,
+        )
+        gradients = iter(pull(cotangents)[0])
+        return jax.tree_util.tree_unflatten(
+            structure,
+            [next(gradients) if _is_float(x) else None for x in leaves],
+        )
+
+    return outputs, pullback
+
+
+def _is_float(x):
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _no_cotangent(y):
+    return np.zeros(y.shape, jax.dtypes.float0)
 
 
 def custom_vjp(forward, backward):
@@ -27,6 +70,20 @@ def custom_vjp(forward, backward):
         return forward(*args)[0]
 
     fn.defvjp(forward, backward)
+    return fn
+
+
+scan = jax.lax.scan
+
+
+def not_differentiable(fn):
+    """Make `fn` raise an error when it is differentiated."""
+    fn = jax.custom_jvp(fn)
+
+    @fn.defjvp
+    def refuse(primals, tangents):
+        raise NotImplementedError(NO_SECOND_DERIVATIVE)
+
     return fn
 
 

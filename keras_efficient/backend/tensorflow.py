@@ -5,22 +5,36 @@ import functools
 
 import tensorflow as tf
 
+from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
+
 
 def vjp(fn, *primals):
-    """Return `fn(*primals)` and its pullback, which can be called once."""
+    """Return `fn(*primals)` and its pullback, which can be called once.
+
+    What is not floating point (masks, indices) is passed through; its entry
+    among the gradients is `None`, and its cotangents are not looked at.
+    """
     leaves = [tf.identity(leaf) for leaf in tf.nest.flatten(primals)]
+    floats = [x for x in leaves if x.dtype.is_floating]
     with tf.GradientTape() as tape:
-        tape.watch(leaves)
+        tape.watch(floats)
         outputs = fn(*tf.nest.pack_sequence_as(primals, leaves))
 
     def pullback(cotangents):
+        pairs = zip(tf.nest.flatten(outputs), tf.nest.flatten(cotangents))
+        pairs = [(y, d) for y, d in pairs if y.dtype.is_floating]
         gradients = tape.gradient(
-            tf.nest.flatten(outputs),
-            leaves,
-            tf.nest.flatten(cotangents),
+            [y for y, _ in pairs],
+            floats,
+            [d for _, d in pairs],
             unconnected_gradients="zero",
         )
-        return tf.nest.pack_sequence_as(primals, gradients)
+        # Those of an embedding come as slices.
+        gradients = map(tf.convert_to_tensor, gradients)
+        return tf.nest.pack_sequence_as(
+            primals,
+            [next(gradients) if x.dtype.is_floating else None for x in leaves],
+        )
 
     return outputs, pullback
 
@@ -32,7 +46,7 @@ def custom_vjp(forward, backward):
     """
 
     def fn(*args):
-        structure = None
+        structure = outputs = None
 
         @tf.custom_gradient
         def flat_fn(*leaves):
@@ -40,21 +54,50 @@ def custom_vjp(forward, backward):
             # A tape that watches the caller also watches the inside of a
             # custom gradient, and would keep every intermediate.
             leaves = [tf.stop_gradient(leaf) for leaf in leaves]
-            outputs, residuals = forward(
+            structure, residuals = forward(
                 *tf.nest.pack_sequence_as(args, leaves)
             )
-            structure = outputs
 
             def gradient(*cotangents):
                 cotangents = tf.nest.pack_sequence_as(structure, cotangents)
-                gradients = backward(residuals, cotangents)
-                return _flatten_gradients(gradients, args)
+                gradients = _flatten_gradients(
+                    backward(residuals, cotangents), args
+                )
+                return _once_differentiable(gradients, outputs)
 
-            return tf.nest.flatten(outputs), gradient
+            return tf.nest.flatten(structure), gradient
 
-        leaves = flat_fn(*tf.nest.flatten(args))
-        return tf.nest.pack_sequence_as(structure, leaves)
+        # The outputs as the caller has them: connected to `args`.
+        outputs = flat_fn(*tf.nest.flatten(args))
+        return tf.nest.pack_sequence_as(structure, outputs)
 
+    return fn
+
+
+def _once_differentiable(gradients, connected):
+    """Return `gradients`, which raise an error when they are differentiated.
+
+    To the tape they hang together with nothing, and it would answer `None`.
+    So they are passed through a function that also takes `connected`.
+    """
+
+    @tf.custom_gradient
+    def once(*leaves):
+        def refuse(*cotangents):
+            raise NotImplementedError(NO_SECOND_DERIVATIVE)
+
+        return [tf.identity(x) for x in leaves[: len(found)]], refuse
+
+    found = [x for x in gradients if x is not None]
+    passed = iter(once(*found, *connected))
+    return [None if x is None else next(passed) for x in gradients]
+
+
+scan = None  # a loop would gain nothing here
+
+
+def not_differentiable(fn):
+    """What `custom_vjp` makes raises it already."""
     return fn
 
 

@@ -3,28 +3,44 @@
 import contextlib
 
 import torch
-from keras import tree
+
+from keras_efficient.backend import nested
+from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
 
 
 def vjp(fn, *primals):
-    """Return `fn(*primals)` and its pullback, which can be called once."""
+    """Return `fn(*primals)` and its pullback, which can be called once.
+
+    What is not floating point (masks, indices) is passed through; its entry
+    among the gradients is `None`, and its cotangents are not looked at.
+    """
     with torch.enable_grad():
         leaves = [
-            leaf.detach().requires_grad_() for leaf in tree.flatten(primals)
+            x.detach().requires_grad_(x.is_floating_point())
+            for x in nested.flatten(primals)
         ]
-        outputs = fn(*tree.pack_sequence_as(primals, leaves))
+        outputs = fn(*nested.pack(primals, leaves))
 
     def pullback(cotangents):
-        gradients = torch.autograd.grad(
-            tree.flatten(outputs),
-            leaves,
-            tree.flatten(cotangents),
-            allow_unused=True,
-            materialize_grads=True,
+        pairs = zip(nested.flatten(outputs), nested.flatten(cotangents))
+        # What depends on none of `primals` has no graph to go back through.
+        pairs = [(y, d) for y, d in pairs if y.requires_grad]
+        floats = [x for x in leaves if x.requires_grad]
+        if not pairs or not floats:
+            gradients = map(torch.zeros_like, floats)
+        else:
+            gradients = torch.autograd.grad(
+                *([y for y, _ in pairs], floats, [d for _, d in pairs]),
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        gradients = iter(gradients)
+        return nested.pack(
+            primals,
+            [next(gradients) if x.requires_grad else None for x in leaves],
         )
-        return tree.pack_sequence_as(primals, gradients)
 
-    return tree.map_structure(torch.Tensor.detach, outputs), pullback
+    return nested.map_structure(torch.Tensor.detach, outputs), pullback
 
 
 def custom_vjp(forward, backward):
@@ -33,11 +49,22 @@ def custom_vjp(forward, backward):
     See `keras_efficient.backend.jax.custom_vjp` for the contract.
     """
 
+    # Dynamo cannot trace a gradient taken inside of a backward pass. It breaks
+    # the graph here and leaves this to eager mode, with its memory.
+    @torch.compiler.disable
     def fn(*args):
         call = _Call(forward, backward, args)
-        leaves = _CustomVJP.apply(call, *tree.flatten(args))
-        return tree.pack_sequence_as(call.outputs, leaves)
+        _, *leaves = _CustomVJP.apply(call, *nested.flatten(args))
+        return nested.pack(call.outputs, leaves)
 
+    return fn
+
+
+scan = None  # a loop would gain nothing here
+
+
+def not_differentiable(fn):
+    """What `custom_vjp` makes raises it already."""
     return fn
 
 
@@ -50,38 +77,81 @@ class _Call:
         self.args = _structure(args)
         self.outputs = None
         self.residuals = None
+        self.autocast = _autocast_state()
 
 
 class _CustomVJP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, *leaves):
-        outputs, residuals = call.forward(
-            *tree.pack_sequence_as(call.args, leaves)
-        )
+        with _autocast(call.autocast):
+            outputs, residuals = call.forward(*nested.pack(call.args, leaves))
         call.outputs = _structure(outputs)
         call.residuals = _structure(residuals)
         ctx.call = call
-        ctx.save_for_backward(*tree.flatten(residuals))
-        return tuple(tree.flatten(outputs))
+        # An output without elements, by which `_Once` finds this node.
+        thread = torch.empty(0)
+        ctx.save_for_backward(thread, *nested.flatten(residuals))
+        return thread, *nested.flatten(outputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *cotangents):
+    def backward(ctx, _, *cotangents):
         call = ctx.call
-        gradients = call.backward(
-            tree.pack_sequence_as(call.residuals, ctx.saved_tensors),
-            tree.pack_sequence_as(call.outputs, cotangents),
-        )
+        thread, *residuals = ctx.saved_tensors
+        with torch.no_grad(), _autocast(call.autocast):
+            gradients = call.backward(
+                nested.pack(call.residuals, residuals),
+                nested.pack(call.outputs, cotangents),
+            )
         leaves = []
         for gradient, arg in zip(gradients, call.args):
-            missing = [None] * len(tree.flatten(arg))
-            leaves += missing if gradient is None else tree.flatten(gradient)
+            missing = [None] * len(nested.flatten(arg))
+            leaves += missing if gradient is None else nested.flatten(gradient)
+        if torch.is_grad_enabled():  # create_graph=True
+            leaves = _Once.apply(thread, *leaves)
         return None, *leaves
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that raise an error when they are differentiated.
+
+    (`once_differentiable` of PyTorch does not where the derivative is asked
+    for by name, as `torch.autograd.grad` does.)
+    """
+
+    @staticmethod
+    def forward(ctx, thread, *gradients):
+        return gradients
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        raise NotImplementedError(NO_SECOND_DERIVATIVE)
+
+
+def _autocast_state():
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [
+        (name, torch.get_autocast_dtype(name), torch.is_autocast_enabled(name))
+        for name in devices
+    ]
+
+
+@contextlib.contextmanager
+def _autocast(state):
+    """Cast as the forward pass did, wherever the backward pass runs.
+
+    Without the cache: casts made in a forward pass without a graph would leave
+    parameters without their gradient where they are used again. (PyTorch 2.13
+    minds this itself; older ones did not.)
+    """
+    with contextlib.ExitStack() as stack:
+        for arguments in state:
+            stack.enter_context(torch.autocast(*arguments, cache_enabled=False))
+        yield
 
 
 def _structure(values):
     """The nesting of `values` alone: it must not keep a tensor alive."""
-    return tree.map_structure(lambda _: 0, values)
+    return nested.map_structure(lambda _: 0, values)
 
 
 def segment(fn, *args, after=()):
@@ -124,7 +194,7 @@ def replay_random(state):
 
 def saved_bytes(fn, params, inputs):
     """Count the bytes that autograd saves in `fn`, params and inputs aside."""
-    params = tree.map_structure(
+    params = nested.map_structure(
         lambda leaf: leaf.detach().requires_grad_(), params
     )
     kept = {}
@@ -137,7 +207,7 @@ def saved_bytes(fn, params, inputs):
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
     with torch.random.fork_rng(), hooks:
         outputs = fn(params, inputs)
-    for leaf in tree.flatten((params, inputs)):
+    for leaf in nested.flatten((params, inputs)):
         kept.pop(leaf.untyped_storage().data_ptr(), None)
     del outputs  # until here, so that no address was used twice
     return sum(kept.values())

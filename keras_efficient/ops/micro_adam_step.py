@@ -9,6 +9,7 @@ from keras_efficient.ops.block_top_k import block_top_k
 from keras_efficient.ops.quantize_4bit import dequantize_4bit
 from keras_efficient.ops.quantize_4bit import quantize_4bit
 from keras_efficient.ops.round_to_bfloat16 import round_to_bfloat16
+from keras_efficient.ops.uniform_noise import uniform_noise
 
 # shape and dtype, for a tensor of d elements, window m, k entries a block of
 # size B, buckets of size Q
@@ -102,7 +103,7 @@ def micro_adam_step(
     rest = ops.reshape(_pad(rest, buckets * bucket_size), (buckets, -1))
     noise = 0.5
     if rounding == "stochastic":
-        noise = _uniform_noise((buckets, bucket_size), step, seed)
+        noise = uniform_noise((buckets, bucket_size), step, seed)
     codes, low, high = quantize_4bit(rest, noise)
 
     # The oldest row of the window makes room
@@ -142,31 +143,6 @@ def _at_indices(indices, values, block_size):
     values = ops.reshape(ops.cast(values, "float32"), (-1,))
     total = ops.segment_sum(values, places, num_segments=blocks * block_size)
     return ops.reshape(total, (blocks, block_size))
-
-
-def _uniform_noise(shape, step, seed):
-    """Hash (step, seed, position) to float32 numbers in [0, 1).
-
-    A counter instead of a generator: the same numbers on every backend and
-    device, and again after a restart, without state. The mixing is the
-    finalizer of MurmurHash3, in int32 arithmetic that wraps around.
-    """
-    size = math.prod(shape)
-    x = ops.arange(size, dtype="int32")
-    x = _mix(x + _mix(step + _mix(ops.cast(seed, "int32"))))
-    x = ops.cast(_shift(x, 8), "float32") * 2.0**-24
-    return ops.reshape(x, shape)
-
-
-def _mix(x):
-    x = ops.bitwise_xor(x, _shift(x, 16)) * -2048144789
-    x = ops.bitwise_xor(x, _shift(x, 13)) * -1028477387
-    return ops.bitwise_xor(x, _shift(x, 16))
-
-
-def _shift(x, bits):
-    """Shift right without copies of the sign bit."""
-    return ops.bitwise_and(ops.right_shift(x, bits), (1 << (32 - bits)) - 1)
 
 
 def _pad(x, size):

@@ -1,3 +1,6 @@
+from keras_efficient.utils.check_reversibility import (
+    check_reversibility as check_reversibility,
+)
 from keras_efficient.utils.optimizer_state_bytes import (
     optimizer_state_bytes as optimizer_state_bytes,
 )

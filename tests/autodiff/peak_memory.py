@@ -1,13 +1,15 @@
-"""Print the peak memory of a process that trains deeper and deeper models.
+"""Print the memory that one training step takes at its peak.
 
-`python peak_memory.py reversible|plain eager|graph|xla BATCH DEPTH [DEPTH ...]`
-prints a list of MB, one entry a depth. Depths have to go up, so that each
-peak belongs to the depth trained last.
+`python peak_memory.py reversible|plain eager|graph|xla DEPTH [DEPTH ...]`
+prints a list of MB, one entry a depth. What tracing and compiling take does
+not count: the step that is measured is the second one. Linux only.
 """
 
+import ctypes
+import gc
 import json
-import resource
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -26,7 +28,7 @@ def function():
     )
 
 
-def peak(depth, reversible, mode, batch):
+def peak(depth, reversible, mode):
     run = keras_efficient.layers.ReversibleSequence(
         [
             keras_efficient.layers.AdditiveCoupling(function())
@@ -42,13 +44,23 @@ def peak(depth, reversible, mode, batch):
         run_eagerly=mode == "eager",
         jit_compile=mode == "xla",
     )
-    x = np.ones((batch, 128), "float32")
+    x = np.ones((32768, 128), "float32")
     model.train_on_batch(x, x[:, :1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident_megabytes("VmRSS")
+    model.train_on_batch(x, x[:, :1])
+    return resident_megabytes("VmHWM") - before
+
+
+def resident_megabytes(key):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":
-    kind, mode, *numbers = sys.argv[1:]
-    batch, *depths = map(int, numbers)
-    peaks = [peak(n, kind == "reversible", mode, batch) for n in depths]
+    kind, mode, *depths = sys.argv[1:]
+    peaks = [peak(int(n), kind == "reversible", mode) for n in depths]
     print(json.dumps(peaks))

@@ -61,10 +61,23 @@ def test_a_sub_layer_must_be_a_layer(f):
             AdditiveCoupling(layers.Dense(3), f)
 
 
-def test_an_odd_channel_count_is_refused():
-    with pytest.raises(ValueError, match=r"must be even and known.*\(2, 7\)"):
+def test_an_odd_channel_count_gives_the_second_stream_one_more():
+    f, g = layers.Dense(3, "tanh"), layers.Dense(4, "tanh")
+    coupling = AdditiveCoupling(f, g)
+    x = batch(2, 7)
+    y = coupling(x)
+    y1 = x[:, :3] + ops.convert_to_numpy(f(x[:, 3:]))
+    np.testing.assert_allclose(ops.convert_to_numpy(y)[:, :3], y1, atol=1e-6)
+    again = ops.convert_to_numpy(coupling.inverse(y))
+    np.testing.assert_allclose(again, x, atol=1e-6)
+
+
+def test_channels_that_cannot_be_split_are_refused():
+    with pytest.raises(ValueError, match="both of the same shape"):
         AdditiveCoupling(layers.Dense(3))(batch(2, 7))
-    with pytest.raises(ValueError, match="must be even and known"):
+    with pytest.raises(ValueError, match=r"at least 2. Received.*\(2, 1\)"):
+        AdditiveCoupling(layers.Dense(1))(batch(2, 1))
+    with pytest.raises(ValueError, match="must be known and at least 2"):
         AdditiveCoupling(layers.Dense(3), axis=1)(keras.Input((None, 6)))
 
 
@@ -85,8 +98,8 @@ def test_a_sub_layer_must_keep_the_shape():
         AdditiveCoupling(layers.Dense(3), layers.Dense(1))(batch(2, 6))
 
 
-def test_streams_must_have_one_shape():
-    with pytest.raises(ValueError, match="pair of streams of the same shape"):
+def test_there_must_be_two_streams():
+    with pytest.raises(ValueError, match="two streams, both of the same shape"):
         AdditiveCoupling(layers.Dense(3))((batch(2, 3), batch(2, 4)))
-    with pytest.raises(ValueError, match="pair of streams of the same shape"):
+    with pytest.raises(ValueError, match="one tensor or a list of two streams"):
         AdditiveCoupling(layers.Dense(3))([batch(2, 3)] * 3)

@@ -9,85 +9,17 @@ from keras_efficient.layers import ReversibleSequence
 from tests.gradients import MODES
 from tests.gradients import gradients
 from tests.gradients import to_numpy
-
-
-class ExactDense(layers.Layer):
-    """Dense and gelu in float64, where Keras' own matmul on JAX and PyTorch
-    is float32, behind whose rounding an error of the engine could hide."""
-
-    def __init__(self, units):
-        super().__init__()
-        self.units = units
-
-    def build(self, shape):
-        self.kernel = self.add_weight(shape=(shape[-1], self.units, 1))
-
-    def call(self, x):
-        y = ops.sum(ops.transpose(self.kernel) * x[:, None, :], axis=-1)
-        return keras.activations.gelu(y)
-
-
-class ExactNorm(layers.Layer):
-    """A BatchNormalization in float64, for the same reason."""
-
-    def build(self, shape):
-        self.mean = self.add_weight(shape=(shape[-1],), trainable=False)
-
-    def call(self, x, training=False):
-        mean = ops.sum(x, axis=0) / 16  # `ops.mean` rounds to float32 on JAX
-        if training:
-            self.mean.assign(0.9 * self.mean + 0.1 * mean)
-        return (x - mean) / (1 + ops.sum(ops.abs(x - mean), axis=0))
-
-
-def function(seed=None, dense=layers.Dense, norm=layers.BatchNormalization):
-    """A sub-layer with everything that a replay can get wrong."""
-    last = dense(4)
-    last.activity_regularizer = keras.regularizers.L2(1.0)
-    return keras.Sequential(
-        [
-            dense(8),
-            norm(),
-            layers.Activation("gelu"),
-            layers.Dropout(0.4, seed=seed),
-            layers.GaussianNoise(0.1),
-            last,
-        ]
-    )
-
-
-def couplings(dense=layers.Dense, norm=layers.BatchNormalization):
-    shared = function(None, dense, norm)
-    return [
-        AdditiveCoupling(function(3, dense, norm), function(None, dense, norm)),
-        AdditiveCoupling(shared, shared),
-        AdditiveCoupling(layers.Dropout(0.5)),
-        AdditiveCoupling(shared, norm()),
-    ]
-
-
-def exact_couplings():
-    return couplings(ExactDense, ExactNorm)
-
-
-def twins(blocks=couplings, dense=layers.Dense):
-    """A model and its plain twin, with equal values in their variables."""
-    models = []
-    for reversible in (True, False):
-        keras.utils.set_random_seed(7)
-        inputs = keras.Input((8,))
-        x = ReversibleSequence(blocks(), reversible)(dense(8)(inputs))
-        models.append(keras.Model(inputs, dense(3)(x)))
-    return models
-
-
-def batch(*shape, dtype="float32"):
-    return np.random.default_rng(0).normal(size=shape).astype(dtype)
+from tests.twins import ExactDense
+from tests.twins import batch
+from tests.twins import couplings
+from tests.twins import exact_couplings
+from tests.twins import function
+from tests.twins import twins
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("exact", [True, False])
-def test_gradients_and_state_equal_those_of_the_plain_twin(
+def test_pitfall_05_gradients_and_state_equal_those_of_the_plain_twin(
     exact, mode, float64
 ):
     arguments = (exact_couplings, ExactDense) if exact else ()
@@ -144,7 +76,7 @@ def test_gradients_equal_finite_differences(float64):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_fit_equals_that_of_the_plain_twin(mode):
+def test_pitfall_09_fit_equals_that_of_the_plain_twin(mode):
     histories, weights = [], []
     x, y = batch(48, 8), batch(48, 3)
     for model in twins():
@@ -165,7 +97,7 @@ def test_fit_equals_that_of_the_plain_twin(mode):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
 
 
-def test_losses_of_sub_layers_are_counted_once():
+def test_pitfall_15_losses_of_sub_layers_are_counted_once():
     model, plain = twins()
     x = batch(16, 8)
     found = []
@@ -280,7 +212,7 @@ def test_inverse_needs_a_built_layer():
         run.inverse(batch(2, 8))
 
 
-def test_saved_model_and_weights_serve_both_twins(tmp_path):
+def test_pitfall_18_saved_model_and_weights_serve_both_twins(tmp_path):
     model, plain = twins()
     x = batch(4, 8)
     expected = model.predict(x, verbose=0)
@@ -297,7 +229,7 @@ def test_saved_model_and_weights_serve_both_twins(tmp_path):
     assert [v.shape for v in model.weights] == [v.shape for v in plain.weights]
 
 
-def test_a_clone_takes_the_weights():
+def test_pitfall_18_a_clone_takes_the_weights():
     model, _ = twins(lambda: [AdditiveCoupling(function(), function())])
     copied = keras.models.clone_model(model)
     copied.set_weights(model.get_weights())
@@ -345,7 +277,7 @@ def test_a_frozen_sub_layer_gets_no_gradient_and_passes_one_on():
     assert all(np.all(np.isfinite(d)) for d in d_params)
 
 
-def test_inputs_and_outputs_are_left_alone():
+def test_pitfall_07_inputs_and_outputs_are_left_alone():
     model, _ = twins(lambda: couplings()[:1])
     run = model.layers[2]
     x = ops.convert_to_tensor(batch(4, 8))

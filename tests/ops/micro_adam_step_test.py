@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
-from keras_efficient.ops.micro_adam_step import _uniform_noise
+from keras_efficient.ops.uniform_noise import uniform_noise
 
 MASK = 2**32 - 1
 
@@ -306,7 +306,7 @@ def test_last_place_of_the_largest_block():
 
 def test_noise_is_the_same_everywhere():
     """Values from the hash above in unbounded whole numbers."""
-    noise_fn = compiled(lambda step, seed: _uniform_noise((2, 3), step, seed))
+    noise_fn = compiled(lambda step, seed: uniform_noise((2, 3), step, seed))
     expected = {
         (1, 0): [3141468, 10651663, 2594507, 13399178, 14222017, 1756554],
         (7, 3): [7227846, 666918, 5377178, 3885307, 8769787, 6424114],
@@ -323,7 +323,7 @@ def test_noise_is_the_same_everywhere():
 
 
 def test_noise_is_uniform_and_differs_by_step_and_tensor():
-    noise_fn = compiled(lambda step, seed: _uniform_noise((4096,), step, seed))
+    noise_fn = compiled(lambda step, seed: uniform_noise((4096,), step, seed))
     draws = [
         ops.convert_to_numpy(noise_fn(ops.cast(step, "int32"), seed))
         for step, seed in ((1, 0), (2, 0), (1, 1), (2, 1))

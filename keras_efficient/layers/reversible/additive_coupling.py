@@ -1,16 +1,18 @@
 import keras
 
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
+from keras_efficient.layers.reversible.sub_layers import build_sub_layer
+from keras_efficient.layers.reversible.sub_layers import check_sub_layers
+from keras_efficient.layers.reversible.sub_layers import pair
+from keras_efficient.layers.reversible.sub_layers import sub_layer_config
+from keras_efficient.layers.reversible.sub_layers import with_sub_layers
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class AdditiveCoupling(ReversibleLayer):
     """Couple two streams so that the inputs follow from the outputs.
 
-    Reversible, here and in the whole library, means: activations are
-    recomputed from the outputs during the backward pass instead of being
-    kept for it. (`keras.layers.ReversibleEmbedding` is something else.) The
-    layer computes
+    The layer computes
 
     ```
     y1 = x1 + f(x2)        x2 = y2 - g(y1)
@@ -18,40 +20,39 @@ class AdditiveCoupling(ReversibleLayer):
     ```
 
     on the left, and its inverse on the right. `f` and `g` are arbitrary
-    Keras layers that keep the shape of a stream; they need not be invertible
-    themselves. Dropout inside them drops the same units in the recomputation
-    and BatchNormalization updates its statistics once a step. Without `g`
-    the layer is the half step with a swap, `y1 = x2, y2 = x1 + f(x2)`.
+    Keras layers; they need not be invertible themselves. Dropout inside them
+    drops the same units in the recomputation and BatchNormalization updates
+    its statistics once a step. Without `g` the layer is the half step with a
+    swap, `y1 = x2, y2 = x1 + f(x2)`.
 
     The cost is one more evaluation of `f` and `g` a training step, a third of
     the time of a plain step. A single coupling keeps its output; many of
     them in a `keras_efficient.layers.ReversibleSequence` keep no more than
     one does.
 
-    Streams are float32 (float64 under a float64 policy) also in mixed
-    precision, because rounding errors of the streams add up in the
-    reconstruction; `f` and `g` compute in their own policies. Masks are
-    passed on to the next layer, but not to `f` and `g`.
-
     Args:
         f: A `keras.layers.Layer`, applied to the second stream.
         g: A `keras.layers.Layer`, applied to the first stream. Defaults to
             `None`, the half step with a swap.
         axis: Integer. The axis along which a single input tensor is split
-            into two streams; its size must be even. Defaults to `-1`.
+            into two streams, the second larger by one if its size is odd.
+            The half step takes even sizes only. Defaults to `-1`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
-        inputs: One tensor, or a pair of tensors of the same shape.
+        inputs: One tensor, or a list of two.
+        context: Tensors for those of `f` and `g` whose `call` has this
+            argument, see `keras_efficient.layers.ReversibleLayer`.
+        mask: The same for masks.
         training: Python bool, passed on to `f` and `g`.
 
     Returns:
-        One tensor or a pair, as the inputs, of the same shape.
+        One tensor or a list of two, as the inputs, of the same shapes.
 
     Raises:
         TypeError: `f` or `g` is not a Keras layer.
-        ValueError: the input cannot be split, or `f` or `g` changes the
-            shape of its stream.
+        ValueError: the input cannot be split, or `f` or `g` does not return
+            the shape of the stream to which it is added.
 
     Example:
 
@@ -69,42 +70,22 @@ class AdditiveCoupling(ReversibleLayer):
         - [Gomez et al., 2017](https://arxiv.org/abs/1707.04585)
     """
 
+    additive = True
+
     def __init__(self, f, g=None, axis=-1, **kwargs):
-        super().__init__(**kwargs)
-        for name, layer in (("f", f), ("g", g)):
-            if not isinstance(layer, keras.layers.Layer):
-                if name == "g" and g is None:
-                    continue
-                raise TypeError(
-                    f"`{name}` must be a `keras.layers.Layer` instance; wrap "
-                    "several layers in `keras.Sequential`, a function in "
-                    f"`keras.layers.Lambda`. Received: {name}={layer} (of "
-                    f"type {type(layer)})"
-                )
+        super().__init__(axis=axis, **kwargs)
+        check_sub_layers(f=f)
+        if g is not None:
+            check_sub_layers(g=g)
         self.f = f
         self.g = g
-        self.axis = axis
 
-    def couplings(self):
-        return [self]
+    def build_sub_layers(self, shapes, shared):
+        first, second = pair(self, shapes, equal=self.g is None)
+        build_sub_layer(self, "f", second, first, shared)
+        if self.g is not None:
+            build_sub_layer(self, "g", first, second, shared)
 
-    def build(self, input_shape):
-        shape = self.stream_shape(input_shape)
-        for name, layer in (("f", self.f), ("g", self.g)):
-            if layer is None:
-                continue
-            # A symbolic call also builds layers that have no `build`.
-            stream = keras.KerasTensor(shape, self.stream_dtype)
-            output_shape = getattr(layer(stream), "shape", None)
-            if output_shape != shape:
-                raise ValueError(
-                    f"`{name}` must return one tensor of the shape of its "
-                    f"input stream. Layer '{layer.name}' maps {shape} to "
-                    f"{output_shape}. Give its last layer the width of a "
-                    "stream (half the channels of a single input)."
-                )
-
-    # Not `forward`: on PyTorch a layer is a module, and that is its call.
     def couple(self, streams, evaluate):
         x1, x2 = streams
         if self.g is None:
@@ -143,16 +124,8 @@ class AdditiveCoupling(ReversibleLayer):
         return (x1, x2), (d1, d2)
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        config = {
-            "f": serialize(self.f),
-            "g": serialize(self.g),
-            "axis": self.axis,
-        }
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **sub_layer_config(f=self.f, g=self.g)}
 
     @classmethod
     def from_config(cls, config):
-        deserialize = keras.saving.deserialize_keras_object
-        sub_layers = {name: deserialize(config[name]) for name in ("f", "g")}
-        return cls(**{**config, **sub_layers})
+        return cls(**with_sub_layers(config, "f", "g"))

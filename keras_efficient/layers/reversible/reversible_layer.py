@@ -1,126 +1,293 @@
-"""What a single coupling and a sequence of them have in common."""
-
 import keras
 from keras import ops
 
+from keras_efficient import backend
+from keras_efficient.autodiff.fixed_point import round_to_fixed
+from keras_efficient.autodiff.fixed_point import to_fixed
+from keras_efficient.autodiff.fixed_point import to_float
+from keras_efficient.autodiff.functional_call import call_layer
 from keras_efficient.autodiff.reversible_run import reversible_run
+from keras_efficient.autodiff.scanned_run import scanned_run
+from keras_efficient.autodiff.streams import join
+from keras_efficient.autodiff.streams import split
+from keras_efficient.backend import nested
+from keras_efficient.layers.reversible.sub_layers import shared_arguments
+from keras_efficient.layers.reversible.sub_layers import split_shape
 
 
+@keras.saving.register_keras_serializable(package="keras_efficient")
 class ReversibleLayer(keras.layers.Layer):
-    """Base of the layers whose inputs can be computed from their outputs.
+    """Base class of layers whose inputs can be computed from their outputs.
 
-    A subclass has `axis` and `couplings()`, the list of those it runs. (A
-    property would make Keras follow it when it saves the layer.)
+    To write a coupling of your own, subclass it and say how it computes
+    (`couple`) and how that is undone (`uncouple`). Both call sub-layers
+    through `evaluate(layer, x)`, each as often as the other, at the same
+    points; everything else in them has to be differentiable `keras.ops`. The
+    derivative follows from the two, at one evaluation of each sub-layer; a
+    subclass can override `pull_back` with a shorter one.
+
+    Reversible, here and in the whole library, means: activations are
+    recomputed from the outputs during the backward pass instead of being kept
+    for it. (`keras.layers.ReversibleEmbedding` is something else.)
+
+    Streams are float32 (float64 under a float64 policy) also in mixed
+    precision, because rounding errors of the streams add up in the
+    reconstruction; sub-layers compute in their own policies.
+
+    Args:
+        axis: Integer. The axis along which a single input tensor is split
+            into two streams, the second larger by one if its size is odd.
+            Defaults to `-1`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments:
+        inputs: One tensor, or a list of streams.
+        context: Tensor or nested structure of tensors for all sub-layers
+            whose `call` has an argument `context`; gradients flow back to
+            it. Defaults to `None`.
+        mask: Tensor for all sub-layers whose `call` has an argument `mask`.
+            Keras fills it in from the inputs if there is no `context`.
+        training: Python bool, passed on to all sub-layers.
+
+    Example:
+
+    ```python
+    class Rotation(keras_efficient.layers.ReversibleLayer):
+        # (y1, y2) = (x2, -x1 + f(x2))
+        def __init__(self, f, **kwargs):
+            super().__init__(**kwargs)
+            self.f = f
+
+        def couple(self, streams, evaluate):
+            x1, x2 = streams
+            return x2, evaluate(self.f, x2) - x1
+
+        def uncouple(self, streams, evaluate):
+            y1, y2 = streams
+            return evaluate(self.f, y1) - y2, y1
+
+    rotation = Rotation(keras.layers.Dense(8, activation="tanh"))
+    x = keras.random.normal((2, 16))
+    x_again = rotation.inverse(rotation(x))
+    ```
+
+    Reference:
+        - [Gomez et al., 2017](https://arxiv.org/abs/1707.04585)
     """
 
     # Whether the backward pass reconstructs activations or finds them stored.
     reversible = True
+    # Whether streams are 32-bit fixed-point integers inside, see
+    # `ReversibleSequence`.
+    exact = False
+    # Whether identical blocks are compiled as a loop.
+    scan = False
+    # Whether `couple` only adds and subtracts (`exact` needs that).
+    additive = False
+    # Whether the backward pass gets the inputs, for want of an inverse.
+    keeps_inputs = False
 
-    def __init__(self, **kwargs):
-        # The streams carry their own precision past the policy of the layer:
-        # in bfloat16 the rounding errors of the reconstruction grow with every
-        # block. Sub-layers compute in their own policy.
+    def __init__(self, axis=-1, **kwargs):
+        # Streams carry their own precision past a mixed policy: in bfloat16
+        # the errors of the reconstruction grow with every block.
         super().__init__(autocast=False, **kwargs)
+        self.dtype_policy = keras.DTypePolicy(
+            "float64" if self.variable_dtype == "float64" else "float32"
+        )
         self.supports_masking = True
+        self.axis = axis
+        self._built_with_context = False
 
-    @property
-    def stream_dtype(self):
-        """`"float32"`, or `"float64"` under a float64 policy."""
-        return "float64" if self.variable_dtype == "float64" else "float32"
+    # Not `forward`: on PyTorch a layer is a module, and that is its call.
+    def couple(self, streams, evaluate):
+        """Compute the outputs: a tuple of streams from a tuple of streams.
 
-    def call(self, inputs, training=None):
-        streams = self._split(inputs)
-        training = bool(training)
+        Args:
+            streams: Tuple of tensors.
+            evaluate: `evaluate(layer, x)` returns what the sub-layer makes of
+                `x`, a stream or a nested structure of tensors.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define `couple(streams, evaluate)`."
+        )
+
+    def uncouple(self, streams, evaluate):
+        """Compute the inputs from the outputs; the inverse of `couple`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define `uncouple(streams, evaluate)`."
+        )
+
+    def pull_back(self, outputs, cotangents, vjp):
+        """Reconstruct the inputs and pull the cotangents back to them.
+
+        Args:
+            outputs: Streams, as `couple` returns them.
+            cotangents: Their cotangents.
+            vjp: `vjp(layer, x)` returns what the sub-layer makes of `x`, and
+                the function that pulls a cotangent of that back to `x`.
+
+        Returns:
+            `(inputs, cotangents)`.
+        """
+        return vjp.derive(outputs, cotangents)
+
+    def standardize(self, y):
+        """Bring the output of a sub-layer to the dtype of the streams."""
+        return nested.map_structure(
+            lambda x: ops.cast(x, self.compute_dtype), y
+        )
+
+    # A method: Keras would follow a property to the layers when it saves.
+    def couplings(self):
+        """List the layers that a call runs one after the other."""
+        return [self]
+
+    def build(self, inputs_shape, context_shape=None):
+        # With a context, sub-layers are built once its dtypes are known too.
+        if context_shape is None:
+            self.build_sub_layers(self.stream_shapes(inputs_shape), {})
+
+    def build_sub_layers(self, shapes, shared):
+        """Build the sub-layers, by a symbolic run of `couple`.
+
+        Args:
+            shapes: List of the shapes of the streams.
+            shared: Dictionary of symbolic tensors for sub-layers.
+        """
+        streams = tuple(map(self.symbol, shapes))
+        _Couple(self).compute_output_spec(streams, shared)
+
+    def call(self, inputs, context=None, mask=None, training=None):
+        self._build_with_context(inputs, context)
+        kind = type(inputs)
+        inputs, axis = self.standardize_streams(inputs)
+        shared = shared_arguments(context, mask)
+        options = {"training": bool(training)}
         if self.reversible:
-            streams, losses = reversible_run(
-                self.couplings(), streams, training
+            scan = self.scan and backend.scan is not None
+            outputs, losses = (scanned_run if scan else reversible_run)(
+                self.couplings(), inputs, shared, options, axis, self.exact
             )
             for loss in losses:
                 self.add_loss(loss)
         else:
-            for block in self.couplings():
-                streams = block.couple(streams, _plain(training))
-        return self._join(streams, inputs)
+            outputs = self._run_plainly(inputs, shared, options, axis)
+        return list(outputs) if kind is list else outputs
 
-    def inverse(self, outputs, training=False):
+    def _run_plainly(self, inputs, shared, options, axis):
+        streams = split(inputs, axis)
+        if self.exact:
+            streams = nested.map_structure(round_to_fixed, streams)
+        evaluate = self.evaluator(shared, options)
+        for block in self.couplings():
+            streams = block.couple(streams, evaluate)
+        return join(streams, axis)
+
+    def inverse(self, outputs, context=None, mask=None, training=False):
         """Return the inputs for which the layer gives `outputs`.
 
         Args:
-            outputs: One tensor or a pair of streams, as `call` returns them.
+            outputs: One tensor or a list of streams, as `call` returns them.
+            context: As in the call.
+            mask: As in the call.
             training: Python bool. With `True`, BatchNormalization uses the
                 statistics of the batch, and Dropout cannot be inverted.
 
         Returns:
-            The inputs, one tensor or a pair, as `outputs`.
+            The inputs, one tensor or a list, as `outputs`.
         """
         if not self.built:
             raise ValueError(
                 f"Layer '{self.name}' has to be built before `inverse` is "
                 "used. Call it on inputs once, or call `build(input_shape)`."
             )
-        streams = self._split(outputs)
+        kind = type(outputs)
+        streams, axis = self.standardize_streams(outputs)
+        streams = split(streams, axis)
+        shared = shared_arguments(context, mask)
+        options = {"training": training}
+        evaluate = self.evaluator(shared, options, on_integers=self.exact)
+        if self.exact:
+            streams = self.to_fixed(streams)
         for block in reversed(self.couplings()):
-            streams = block.uncouple(streams, _plain(training))
-        return self._join(streams, outputs)
+            streams = block.uncouple(streams, evaluate)
+        if self.exact:
+            streams = self.to_float(streams)
+        inputs = join(streams, axis)
+        return list(inputs) if kind is list else inputs
 
-    def stream_shape(self, input_shape):
-        """Return the shape of one stream, given that of the input(s)."""
-        if not _is_pair(input_shape):
-            shape = list(input_shape)
-            if not -len(shape) <= self.axis < len(shape) or not (
-                self.axis % len(shape)
-            ):
-                raise ValueError(
-                    "`axis` must be an axis of the input other than the "
-                    f"batch axis. Received: axis={self.axis}, "
-                    f"input_shape={tuple(shape)}"
-                )
-            size = shape[self.axis]
-            if size is None or size % 2:
-                raise ValueError(
-                    f"Layer '{self.name}' splits its input along axis "
-                    f"{self.axis} into two streams of equal shape, so the "
-                    "size of this axis must be even and known. Received: "
-                    f"input_shape={tuple(shape)}. Change the number of "
-                    "channels, or pass a pair of streams."
-                )
-            shape[self.axis] = size // 2
-            return tuple(shape)
-        if len(input_shape) != 2 or (
-            tuple(input_shape[0]) != tuple(input_shape[1])
-        ):
-            raise ValueError(
-                f"Layer '{self.name}' takes one tensor or a pair of streams "
-                "of the same shape. Received: input_shape="
-                f"{[tuple(shape) for shape in input_shape]}"
-            )
-        return tuple(input_shape[0])
+    def stream_shapes(self, inputs_shape):
+        """List the shapes of the streams, given that of the input(s)."""
+        if len(inputs_shape) and isinstance(inputs_shape[0], (list, tuple)):
+            return [tuple(shape) for shape in inputs_shape]
+        return split_shape(self, tuple(inputs_shape))
 
-    def compute_output_shape(self, input_shape):
-        self.stream_shape(input_shape)
-        return input_shape
+    def symbol(self, shape):
+        return keras.KerasTensor(shape, self.compute_dtype)
 
-    def compute_output_spec(self, inputs, training=None):
-        return keras.tree.map_structure(
-            lambda x: keras.KerasTensor(x.shape, self.stream_dtype), inputs
+    def compute_output_shape(self, inputs_shape, context_shape=None):
+        self.stream_shapes(inputs_shape)
+        return inputs_shape
+
+    def compute_output_spec(
+        self, inputs, context=None, mask=None, training=None
+    ):
+        self._build_with_context(inputs, context)
+        return nested.map_structure(lambda x: self.symbol(x.shape), inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "axis": self.axis}
+
+    def evaluator(self, shared, options, on_integers=False):
+        """Return `evaluate` for a run that stores its activations.
+
+        Args:
+            shared: Dictionary of nested tensors for sub-layers.
+            options: Dictionary of other arguments for sub-layers.
+            on_integers: Boolean. Whether streams are fixed-point integers.
+        """
+
+        def evaluate(layer, x):
+            y = self.standardize(call_layer(layer, x, shared, options))
+            return nested.map_structure(round_to_fixed, y) if self.exact else y
+
+        def evaluate_on_integers(layer, i):
+            return self.to_fixed(evaluate(layer, self.to_float(i)))
+
+        return evaluate_on_integers if on_integers else evaluate
+
+    def to_fixed(self, streams):
+        return nested.map_structure(to_fixed, streams)
+
+    def to_float(self, streams):
+        return nested.map_structure(
+            lambda i: to_float(i, self.compute_dtype), streams
         )
 
-    def _split(self, inputs):
-        pair = inputs
-        if not isinstance(inputs, (list, tuple)):
-            pair = ops.split(inputs, 2, axis=self.axis)
-        return tuple(ops.cast(x, self.stream_dtype) for x in pair)
+    def _build_with_context(self, inputs, context):
+        if context is None or self._built_with_context:
+            return
+        shapes = nested.map_structure(lambda x: tuple(x.shape), inputs)
+        context = nested.map_structure(
+            lambda x: keras.KerasTensor(x.shape, x.dtype), context
+        )
+        self.build_sub_layers(self.stream_shapes(shapes), {"context": context})
+        self._built_with_context = True
 
-    def _join(self, streams, like):
-        if isinstance(like, (list, tuple)):
-            return type(like)(streams)
-        return ops.concatenate(streams, axis=self.axis)
+    def standardize_streams(self, inputs):
+        """Return the inputs as tensors, and where to split a single one."""
+        if isinstance(inputs, (list, tuple)):
+            return tuple(ops.cast(x, self.compute_dtype) for x in inputs), None
+        return ops.cast(inputs, self.compute_dtype), self.axis
 
 
-def _plain(training):
-    """Return `evaluate` for a run that stores its activations."""
-    return lambda layer, x: ops.cast(layer(x, training=training), x.dtype)
+class _Couple(keras.Operation):
+    """`couple` as an operation, which runs on symbolic tensors."""
 
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
 
-def _is_pair(shape):
-    return len(shape) > 0 and isinstance(shape[0], (list, tuple))
+    def call(self, streams, shared):
+        evaluate = self.layer.evaluator(shared, {"training": False})
+        return self.layer.couple(streams, evaluate)

@@ -16,25 +16,44 @@ class ReversibleSequence(ReversibleLayer):
     order, the same results, the same checkpoint, with activations stored.
 
     Args:
-        blocks: List of reversible layers, `AdditiveCoupling` or
-            `ReversibleSequence`, with the same `axis`.
+        blocks: List of reversible layers (couplings or further sequences)
+            with the same `axis`.
         reversible: Boolean. Whether to recompute activations instead of
             storing them. It can also be set as an attribute, before the model
             is compiled. Defaults to `True`.
+        exact: Boolean. Whether streams are 32-bit integers inside, in steps
+            of 2^-16 from -32768 to 32768. Then they are reconstructed bit
+            for bit at any depth, as long as sub-layers give the same result
+            for the same input on the device; gradients pass straight through
+            the rounding. For blocks that only add. (The graph optimizer of
+            TensorFlow fuses dense layers forward and not backward, which
+            changes last bits: use `jit_compile=True`, or turn it off by
+            `tf.config.optimizer.set_experimental_options({"remapping":
+            False})`.) Defaults to `False`.
+        scan: Boolean. On JAX, whether to compile the blocks as one loop
+            (`jax.lax.scan`): compilation then takes the same time at any
+            depth, for one more copy of the parameters. For blocks that differ
+            in values only. The other backends gain nothing by it and go on
+            without. Defaults to `False`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
         inputs: One tensor, split into two streams along the `axis` of the
-            blocks and joined again at the end, or a pair of tensors of the
-            same shape.
+            blocks and joined again at the end, or a list of streams.
+        context: Tensor or nested structure of tensors for all sub-layers
+            whose `call` has an argument `context`; gradients flow back to
+            it. Defaults to `None`.
+        mask: Tensor for all sub-layers whose `call` has an argument `mask`.
+            Keras fills it in from the inputs if there is no `context`.
         training: Python bool, passed on to all sub-layers.
 
     Returns:
-        One tensor or a pair, as the inputs, of the same shape.
+        One tensor or a list of streams, as the inputs.
 
     Raises:
         TypeError: an entry of `blocks` is not a reversible layer.
-        ValueError: `blocks` is empty, or its axes differ.
+        ValueError: `blocks` is empty, its axes differ, or `exact` is asked of
+            blocks that multiply.
 
     Example:
 
@@ -59,52 +78,106 @@ class ReversibleSequence(ReversibleLayer):
         - [Gomez et al., 2017](https://arxiv.org/abs/1707.04585)
     """
 
-    def __init__(self, blocks, reversible=True, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self, blocks, reversible=True, exact=False, scan=False, **kwargs
+    ):
         blocks = list(blocks)
-        if not blocks:
-            raise ValueError("`blocks` must hold at least one layer.")
-        for block in blocks:
-            if not isinstance(block, ReversibleLayer):
-                raise TypeError(
-                    "`blocks` must be reversible layers, such as "
-                    "`keras_efficient.layers.AdditiveCoupling(f, g)`. "
-                    f"Received: {block} (of type {type(block)})"
-                )
-        if len({block.axis for block in blocks}) > 1:
-            raise ValueError(
-                "All `blocks` must split along the same `axis`. Received: "
-                f"axes {[block.axis for block in blocks]}"
-            )
+        _check_blocks(blocks, exact)
+        super().__init__(axis=blocks[0].axis, **kwargs)
         self.blocks = blocks
         self.reversible = reversible
-
-    @property
-    def axis(self):
-        return self.blocks[0].axis
+        self.exact = exact
+        self.scan = scan
 
     def couplings(self):
         return [c for block in self.blocks for c in block.couplings()]
 
-    def build(self, input_shape):
-        for layer in self.blocks:
-            if not layer.built:
-                layer.build(input_shape)
+    def build(self, inputs_shape, context_shape=None):
+        shapes = self.stream_shapes(inputs_shape)
+        for block in self.blocks:
+            if not block.built:
+                block.build(shapes, context_shape)
+            shapes = block.compute_output_shape(shapes)
+        if self.scan:
+            _check_identical(self.couplings())
+
+    def build_sub_layers(self, shapes, shared):
+        for block in self.blocks:
+            block.build_sub_layers(shapes, shared)
+            shapes = block.compute_output_shape(shapes)
 
     def get_config(self):
-        config = {
-            "blocks": [
-                keras.saving.serialize_keras_object(layer)
-                for layer in self.blocks
-            ],
+        config = super().get_config()
+        del config["axis"]  # that of the blocks
+        blocks = map(keras.saving.serialize_keras_object, self.blocks)
+        return {
+            **config,
+            "blocks": list(blocks),
             "reversible": self.reversible,
+            "exact": self.exact,
+            "scan": self.scan,
         }
-        return {**super().get_config(), **config}
 
     @classmethod
     def from_config(cls, config):
-        blocks = [
-            keras.saving.deserialize_keras_object(block)
-            for block in config["blocks"]
-        ]
-        return cls(**{**config, "blocks": blocks})
+        blocks = map(keras.saving.deserialize_keras_object, config["blocks"])
+        return cls(**{**config, "blocks": list(blocks)})
+
+
+def _check_blocks(blocks, exact):
+    if not blocks:
+        raise ValueError("`blocks` must hold at least one layer.")
+    for block in blocks:
+        if not isinstance(block, ReversibleLayer):
+            raise TypeError(
+                "`blocks` must be reversible layers, such as "
+                "`keras_efficient.layers.AdditiveCoupling(f, g)`. Received: "
+                f"{block} (of type {type(block)})"
+            )
+    if len({block.axis for block in blocks}) > 1:
+        raise ValueError(
+            "All `blocks` must split along the same `axis`. Received: axes "
+            f"{[block.axis for block in blocks]}"
+        )
+    inexact = [
+        c.name for block in blocks for c in block.couplings() if not c.additive
+    ]
+    if exact and inexact:
+        raise ValueError(
+            "`exact=True` needs blocks that only add to their streams, such "
+            "as `AdditiveCoupling`: integers are added exactly, not "
+            f"multiplied. Received: {inexact}"
+        )
+
+
+def _check_identical(blocks):
+    """Raise a `ValueError` unless one block can stand for all in a loop."""
+    blueprints = [
+        _without_names(keras.saving.serialize_keras_object(block))
+        for block in blocks
+    ]
+    state = [id(v) for block in blocks for v in block.non_trainable_variables]
+    if any(other != blueprints[0] for other in blueprints):
+        problem = "differ in configuration or shapes"
+    elif len(set(state)) < len(state):
+        problem = "share a layer with state (Dropout, BatchNormalization)"
+    else:
+        return
+    raise ValueError(
+        "`scan=True` compiles the first block for all of them, so they must "
+        f"be identical but for their values. Received blocks that {problem}: "
+        f"{[block.name for block in blocks]}. Use `scan=False`."
+    )
+
+
+def _without_names(config):
+    """Leave out of a serialized layer what tells it from its copies."""
+    if isinstance(config, dict):
+        return {
+            key: _without_names(value)
+            for key, value in config.items()
+            if key not in ("name", "seed", "shared_object_id")
+        }
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value) for value in config]
+    return config

@@ -1,0 +1,33 @@
+"""Nested lists, tuples and dictionaries of tensors.
+
+`keras.tree` does the same. On PyTorch it takes 50 microseconds a call, and
+the engine would call it a dozen times for each sub-layer and step.
+"""
+
+
+def flatten(structure):
+    """List the leaves; `None` is one."""
+    if isinstance(structure, dict):
+        structure = structure.values()
+    elif not isinstance(structure, (list, tuple)):
+        return [structure]
+    return [leaf for part in structure for leaf in flatten(part)]
+
+
+def pack(structure, leaves):
+    """Put `leaves` in the place of those of `structure`."""
+    leaves = iter(leaves)
+    return map_structure(lambda _: next(leaves), structure)
+
+
+def map_structure(fn, structure, *others):
+    """Apply `fn` leaf by leaf to structures of one shape."""
+    if isinstance(structure, dict):
+        return {
+            key: map_structure(fn, structure[key], *[x[key] for x in others])
+            for key in structure
+        }
+    if isinstance(structure, (list, tuple)):
+        parts = [map_structure(fn, *x) for x in zip(structure, *others)]
+        return parts if isinstance(structure, list) else tuple(parts)
+    return fn(structure, *others)

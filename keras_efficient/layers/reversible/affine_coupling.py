@@ -1,0 +1,158 @@
+import keras
+from keras import ops
+
+from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
+from keras_efficient.layers.reversible.sub_layers import build_sub_layer
+from keras_efficient.layers.reversible.sub_layers import check_sub_layers
+from keras_efficient.layers.reversible.sub_layers import pair
+from keras_efficient.layers.reversible.sub_layers import sub_layer_config
+from keras_efficient.layers.reversible.sub_layers import with_sub_layers
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class AffineCoupling(ReversibleLayer):
+    """Couple two streams by a scale and a shift, invertibly.
+
+    `f` and `g` return a raw scale `u` and a shift `t`, side by side along
+    `axis`. The layer computes
+
+    ```
+    u1, t1 = f(x2)                    u2, t2 = g(y1)
+    y1 = s(u1) x1 + t1                x2 = (y2 - t2) / s(u2)
+    u2, t2 = g(y1)                    u1, t1 = f(x2)
+    y2 = s(u2) x2 + t2                x1 = (y1 - t1) / s(u1)
+    ```
+
+    on the left, and its inverse on the right. The scale is clamped softly,
+
+    ```
+    log s(u) = u / sqrt(1 + (u / c)^2),     c = clamp
+    ```
+
+    close to `u` where `u` is small, and between `-c` and `c` always: the
+    inverse never divides by less than `exp(-clamp)`, and a rounding error
+    grows by at most `exp(clamp)` a half step.
+
+    Args:
+        f: A `keras.layers.Layer` from the second stream to twice the channels
+            of the first.
+        g: A `keras.layers.Layer` from the first stream to twice the channels
+            of the second.
+        clamp: Float above 0, the bound of the logarithm of the scale.
+            Defaults to `1.0`.
+        axis: Integer. The axis along which a single input tensor is split
+            into two streams, and what `f` and `g` return into scale and
+            shift. Defaults to `-1`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments:
+        inputs: One tensor, or a list of two.
+        context: Tensors for those of `f` and `g` whose `call` has this
+            argument, see `keras_efficient.layers.ReversibleLayer`.
+        mask: The same for masks.
+        training: Python bool, passed on to `f` and `g`.
+
+    Returns:
+        One tensor or a list of two, as the inputs, of the same shapes.
+
+    Raises:
+        TypeError: `f` or `g` is not a Keras layer.
+        ValueError: `clamp` is not positive, the input cannot be split, or `f`
+            or `g` does not return twice the channels of its stream.
+
+    Example:
+
+    ```python
+    coupling = keras_efficient.layers.AffineCoupling(
+        keras.layers.Dense(16, activation="tanh"),
+        keras.layers.Dense(16, activation="tanh"),
+    )
+    x = keras.random.normal((2, 16))
+    x_again = coupling.inverse(coupling(x))
+    ```
+
+    Reference:
+        - [Dinh et al., 2017](https://arxiv.org/abs/1605.08803)
+    """
+
+    def __init__(self, f, g, clamp=1.0, axis=-1, **kwargs):
+        super().__init__(axis=axis, **kwargs)
+        check_sub_layers(f=f, g=g)
+        if not clamp > 0:
+            raise ValueError(
+                f"`clamp` must be above 0. Received: clamp={clamp}"
+            )
+        self.f = f
+        self.g = g
+        self.clamp = clamp
+
+    def build_sub_layers(self, shapes, shared):
+        first, second = pair(self, shapes)
+        build_sub_layer(self, "f", second, self._twice(first), shared)
+        build_sub_layer(self, "g", first, self._twice(second), shared)
+
+    def couple(self, streams, evaluate):
+        x1, x2 = streams
+        u, t = self._halves(evaluate(self.f, x2))
+        y1 = self._scale(u) * x1 + t
+        u, t = self._halves(evaluate(self.g, y1))
+        y2 = self._scale(u) * x2 + t
+        return y1, y2
+
+    def uncouple(self, streams, evaluate):
+        y1, y2 = streams
+        u, t = self._halves(evaluate(self.g, y1))
+        x2 = (y2 - t) / self._scale(u)
+        u, t = self._halves(evaluate(self.f, x2))
+        x1 = (y1 - t) / self._scale(u)
+        return x1, x2
+
+    def pull_back(self, outputs, cotangents, vjp):
+        """Reconstruct the inputs and pull the cotangents back to them.
+
+        With J the Jacobian of a function at the point of its evaluation and
+        `s'(u) = s(u) / sqrt(1 + (u / c)^2)^3`:
+
+        ```
+        dx2 = s2 dy2        d1 = dy1 + J_g(y1)^T (s2' x2 dy2, dy2)
+        dx1 = s1 d1         dx2 += J_f(x2)^T (s1' x1 d1, d1)
+        ```
+        """
+        (y1, y2), (d1, d2) = outputs, cotangents
+        x2, d2, d_y1 = self._pull_half(self.g, y1, y2, d2, vjp)
+        x1, d1, d_x2 = self._pull_half(self.f, x2, y1, d1 + d_y1, vjp)
+        return (x1, x2), (d1, d2 + d_x2)
+
+    def _pull_half(self, layer, a, y, d_y, vjp):
+        """For `y = s(u) x + t`, `(u, t) = layer(a)`: `x`, and d for x, a."""
+        value, pullback = vjp(layer, a)
+        u, t = self._halves(value)
+        s = self._scale(u)
+        x = (y - t) / s
+        slope = s * self._shrink(u) ** 3
+        d_value = ops.concatenate([slope * x * d_y, d_y], axis=self.axis)
+        return x, s * d_y, pullback(d_value)
+
+    def _scale(self, u):
+        return ops.exp(u * self._shrink(u))
+
+    def _shrink(self, u):
+        return ops.rsqrt(1 + ops.square(u / self.clamp))
+
+    def _halves(self, value):
+        return ops.split(value, 2, axis=self.axis)
+
+    def _twice(self, shape):
+        axis = self.axis % len(shape)
+        return (*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **sub_layer_config(f=self.f, g=self.g),
+            "clamp": self.clamp,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**with_sub_layers(config, "f", "g"))

@@ -1,0 +1,76 @@
+import keras
+
+from keras_efficient.layers.reversible.base_invertible_upsampling import (
+    BaseInvertibleUpsampling,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class InvertibleUpsampling2D(BaseInvertibleUpsampling):
+    """Trade channels for the resolution of images, without loss.
+
+    The layer computes the inverse of
+    `keras_efficient.layers.InvertibleDownsampling2D`, and its `inverse` the
+    downsampling: `sigma = prod(pool_size)` channels become a window of
+    `pool_size` pixels of one channel, by an orthogonal matrix U.
+
+    ```
+    x[c, j] = sum_k U[c, k, j] y[c * sigma + k]
+    y[c * sigma + k] = sum_j U[c, k, j] x[c, j]      (the inverse)
+    ```
+
+    With `kind="orthogonal"` the layer learns weights of its own. To undo one
+    particular downsampling layer, with its weights, call the `inverse` of
+    that one.
+
+    Args:
+        pool_size: Integer or a tuple of two integers, the size of a
+            window. Defaults to `2`.
+        kind: `"haar"`, the orthonormal Haar transform along each axis, for
+            sizes that are powers of two; `"pixel_shuffle"`, U = I, a bit-exact
+            permutation; or `"orthogonal"`, a learned U for each channel of
+            the output. Defaults to `"haar"`.
+        padding: What `inverse` does with sizes that `pool_size` does not
+            divide: `"valid"` refuses them, `"same"` appends zeros. Defaults
+            to `"valid"`.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to
+            `None`, `keras.config.image_data_format()`.
+        kernel_initializer: Initializer of W, of shape
+            `(channels, sigma, sigma)`, for `kind="orthogonal"`. Defaults to
+            `"zeros"`, from which U = I.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments:
+        inputs: A tensor of shape
+            `(batch, height, width, channels * sigma)`, or
+            `(batch, channels * sigma, height, width)` for
+            `"channels_first"`.
+
+    Returns:
+        A tensor of the layer's compute dtype, of the channels divided by sigma
+        and the sizes of the input multiplied by `pool_size`.
+
+    Raises:
+        ValueError: an argument is none of its choices, `"haar"` gets a size
+            that is no power of two, or sigma does not divide the number of
+            channels.
+
+    Example:
+
+    ```python
+    up = keras_efficient.layers.InvertibleUpsampling2D(2, "orthogonal")
+    y = keras.random.normal((2, 3, 3, 12))
+    x = up(y)  # (2, 6, 6, 3)
+    y_again = up.inverse(x)
+
+    # With the weights of a downsampling layer:
+    down = keras_efficient.layers.InvertibleDownsampling2D(2, "orthogonal")
+    x_again = down.inverse(down(x))
+    ```
+
+    Reference:
+        - [Etmann et al., 2020](https://arxiv.org/abs/2005.05220)
+        - [Jacobsen et al., 2018](https://arxiv.org/abs/1802.07088)
+    """
+
+    rank = 2

@@ -1,0 +1,89 @@
+"""What reversible layers ask of inputs and of the layers inside of them."""
+
+import keras
+from keras import ops
+
+from keras_efficient.backend import nested
+
+
+def check_sub_layers(**sub_layers):
+    """Raise a `TypeError` unless all are Keras layers."""
+    for name, layer in sub_layers.items():
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(
+                f"`{name}` must be a `keras.layers.Layer` instance; wrap "
+                "several layers in `keras.Sequential`, a function in "
+                f"`keras.layers.Lambda`. Received: {name}={layer} (of type "
+                f"{type(layer)})"
+            )
+
+
+def split_shape(layer, shape):
+    """Return the shapes of the halves of a tensor along `layer.axis`."""
+    if not -len(shape) <= layer.axis < len(shape) or not (
+        layer.axis % len(shape)
+    ):
+        raise ValueError(
+            "`axis` must be an axis of the input other than the batch axis. "
+            f"Received: axis={layer.axis}, input_shape={shape}"
+        )
+    axis = layer.axis % len(shape)
+    if shape[axis] is None or shape[axis] < 2:
+        raise ValueError(
+            f"Layer '{layer.name}' splits its input along axis {layer.axis} "
+            "into two streams, so the size of this axis must be known and at "
+            f"least 2. Received: input_shape={shape}. Fix the number of "
+            "channels, or pass a list of two streams."
+        )
+    half = shape[axis] // 2
+    return [
+        (*shape[:axis], size, *shape[axis + 1 :])
+        for size in (half, shape[axis] - half)
+    ]
+
+
+def pair(layer, shapes, equal=False):
+    """Return the shapes of the two streams; raise unless there are two."""
+    if len(shapes) != 2 or (equal and shapes[0] != shapes[1]):
+        raise ValueError(
+            f"Layer '{layer.name}' takes one tensor or a list of two streams"
+            + (", both of the same shape" if equal else "")
+            + f". Received: streams of shapes {shapes}"
+        )
+    return shapes
+
+
+def build_sub_layer(layer, name, input_shape, output_shape, shared):
+    """Build `layer.<name>` and check that it keeps to shapes."""
+    sub_layer = getattr(layer, name)
+    evaluate = layer.evaluator(shared, {"training": False})
+    y = evaluate(sub_layer, layer.symbol(input_shape))
+    if getattr(y, "shape", None) != output_shape:
+        raise ValueError(
+            f"`{name}` must return one tensor of shape {output_shape} for its "
+            f"stream of shape {input_shape}. Layer '{sub_layer.name}' returns "
+            f"{getattr(y, 'shape', y)}. Give its last layer that many channels."
+        )
+
+
+def sub_layer_config(**sub_layers):
+    serialize = keras.saving.serialize_keras_object
+    return {name: serialize(layer) for name, layer in sub_layers.items()}
+
+
+def with_sub_layers(config, *names):
+    """Return `config` with the named entries turned back into layers."""
+    deserialize = keras.saving.deserialize_keras_object
+    return {**config, **{name: deserialize(config[name]) for name in names}}
+
+
+def shared_arguments(context, mask):
+    """The call arguments for sub-layers, those that there are, as tensors."""
+    if isinstance(mask, (list, tuple)):  # one for each stream
+        mask = next((m for m in mask if m is not None), None)
+    shared = {"context": context, "mask": mask}
+    return {
+        name: nested.map_structure(ops.convert_to_tensor, value)
+        for name, value in shared.items()
+        if value is not None
+    }

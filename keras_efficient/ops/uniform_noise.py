@@ -1,0 +1,28 @@
+import math
+
+from keras import ops
+
+
+def uniform_noise(shape, step, seed):
+    """Hash (step, seed, position) to float32 numbers in [0, 1).
+
+    A counter instead of a generator: the same numbers on every backend and
+    device, and again after a restart, without state. The mixing is the
+    finalizer of MurmurHash3, in int32 arithmetic that wraps around.
+    """
+    size = math.prod(shape)
+    x = ops.arange(size, dtype="int32")
+    x = _mix(x + _mix(step + _mix(ops.cast(seed, "int32"))))
+    x = ops.cast(_shift(x, 8), "float32") * 2.0**-24
+    return ops.reshape(x, shape)
+
+
+def _mix(x):
+    x = ops.bitwise_xor(x, _shift(x, 16)) * -2048144789
+    x = ops.bitwise_xor(x, _shift(x, 13)) * -1028477387
+    return ops.bitwise_xor(x, _shift(x, 16))
+
+
+def _shift(x, bits):
+    """Shift right without copies of the sign bit."""
+    return ops.bitwise_and(ops.right_shift(x, bits), (1 << (32 - bits)) - 1)

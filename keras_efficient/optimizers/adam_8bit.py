@@ -1,0 +1,112 @@
+import keras
+
+from keras_efficient.ops import Adam8bitState
+from keras_efficient.ops import adam_8bit_step
+from keras_efficient.ops import adam_step
+from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class Adam8bit(Optimizer8bit):
+    """Adam that keeps 2.1 bytes of state a parameter instead of 8.
+
+    Each moment takes one byte an entry and two bytes for every 32: the first
+    in steps that get finer towards 0, the second in equal steps of its root.
+    All that happens to an entry happens in its group of 32, so that states
+    shard as their parameters do. See `keras_efficient.ops.adam_8bit_step` and
+    `keras_efficient.ops.quantize_8bit` for the equations and for where they
+    differ from the paper.
+
+    Bytes of state a parameter: 2 for the codes and 0.125 for the scales, at
+    most 2.15 in all. Codes have the shape of the parameter. Scales are those
+    of 32 entries in a row of the last axis, `(..., ceil(last / 32))`, unless
+    rows that 32 does not divide would need more than 1.2 scales for 32
+    entries, as rows of 33 entries do, or of 10: then groups run over the
+    flattened parameter, and do not shard with it. Tensors of fewer than
+    `min_size` elements keep plain Adam in float32.
+
+    Moments keep their precision for gradients from 1e-7, below which
+    `epsilon` stops them in Adam, too, to 4e9. Larger moments are clipped.
+    Non-finite entries of a gradient count as 0, so that they never enter the
+    state; use `keras.callbacks.TerminateOnNaN` to stop instead.
+
+    Args:
+        learning_rate: A float, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. Defaults to `0.001`.
+        beta_1: Float in [0, 1). Decay of the first moment. Defaults to `0.9`.
+        beta_2: Float in [0, 1). Decay of the second moment. Defaults to
+            `0.999`.
+        epsilon: Positive float, added to the root of the second moment.
+            Defaults to `1e-7`.
+        min_size: Integer. Smaller tensors keep plain Adam. Defaults to
+            `4096`.
+        name: String. Defaults to `"adam_8bit"`.
+        **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
+            `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
+            `loss_scale_factor` and `gradient_accumulation_steps` of
+            `keras.optimizers.Optimizer`. An exponential average or
+            accumulated gradients take 4 bytes a parameter each.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+
+    ```python
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512)])
+    optimizer = keras_efficient.optimizers.Adam8bit(learning_rate=1e-3)
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    Reference:
+        - FlashOptim, [arXiv 2602.23349](https://arxiv.org/abs/2602.23349)
+    """
+
+    MOMENTS = {"momentum": "int8", "velocity": "uint8"}
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-7,
+        min_size=4096,
+        name="adam_8bit",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self._validate_range("beta_1", "beta_2")
+        if not epsilon > 0:
+            raise ValueError(
+                "`epsilon` must be positive: the second moment of an entry "
+                f"may be 0. Received: epsilon={epsilon}"
+            )
+
+    def _step_8bit(self, gradient, state, seed):
+        state = Adam8bitState(*state)
+        update, state = adam_8bit_step(
+            gradient, state, seed=seed, **self._options()
+        )
+        return update, *state
+
+    def _step_float32(self, gradient, state):
+        return adam_step(gradient, *state, **self._options())
+
+    def _options(self):
+        return {
+            "step": self.iterations + 1,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+
+    def get_config(self):
+        config = {
+            name: getattr(self, name)
+            for name in ("beta_1", "beta_2", "epsilon")
+        }
+        return {**super().get_config(), **config}

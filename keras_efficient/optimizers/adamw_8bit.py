@@ -1,0 +1,72 @@
+import keras
+
+from keras_efficient.optimizers.adam_8bit import Adam8bit
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class AdamW8bit(Adam8bit):
+    """AdamW that keeps 2.1 bytes of state a parameter instead of 8.
+
+    `keras_efficient.optimizers.Adam8bit` with weight decay that does not pass
+    through the moments: each step multiplies the parameters by
+    `1 - learning_rate * weight_decay` before it moves them.
+
+    Args:
+        learning_rate: A float, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. Defaults to `0.001`.
+        weight_decay: Float. Defaults to `0.004`, as in
+            `keras.optimizers.AdamW`. See `exclude_from_weight_decay`.
+        beta_1: Float in [0, 1). Decay of the first moment. Defaults to `0.9`.
+        beta_2: Float in [0, 1). Decay of the second moment. Defaults to
+            `0.999`.
+        epsilon: Positive float, added to the root of the second moment.
+            Defaults to `1e-7`.
+        min_size: Integer. Smaller tensors keep plain AdamW. Defaults to
+            `4096`.
+        name: String. Defaults to `"adamw_8bit"`.
+        **kwargs: See `keras_efficient.optimizers.Adam8bit`.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+
+    ```python
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512)])
+    optimizer = keras_efficient.optimizers.AdamW8bit(learning_rate=1e-3)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    Reference:
+        - [Loshchilov and Hutter, 2017](https://arxiv.org/abs/1711.05101)
+        - FlashOptim, [arXiv 2602.23349](https://arxiv.org/abs/2602.23349)
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        weight_decay=0.004,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-7,
+        min_size=4096,
+        name="adamw_8bit",
+        **kwargs,
+    ):
+        if weight_decay is None:
+            raise ValueError(
+                "`weight_decay` must be a float; `Adam8bit` has none. "
+                "Received: weight_decay=None"
+            )
+        super().__init__(
+            learning_rate,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            min_size=min_size,
+            weight_decay=weight_decay,
+            name=name,
+            **kwargs,
+        )

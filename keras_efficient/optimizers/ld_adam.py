@@ -1,0 +1,291 @@
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_efficient.ops import adam_step
+from keras_efficient.ops import ld_adam_step
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class LDAdam(keras.optimizers.Optimizer):
+    """Adam whose moments live in a subspace of few dimensions.
+
+    Both moments of a matrix are kept in the `rank` directions that matter
+    most for its gradients. These directions follow the gradients at every
+    step, and the moments are turned with them. What does not fit into the
+    subspace is not lost: it is kept, in four bits an entry by default, and
+    added to the next gradient. See `keras_efficient.ops.ld_adam_step` for the
+    equations and for where they differ from the paper.
+
+    Bytes of state for a matrix of n rows and c columns, n the smaller number
+    (the other way round is the same), at rank r:
+
+    - `4 (n r + 2 r c)` for the subspace and the two moments, in float32: 0.19
+      a parameter for 1024 x 1024 at rank 16;
+    - for the error feedback, a parameter: 0.56 if `"quantized"` (half a byte
+      and the bounds of buckets of 64), 4 if `"full"`, 0 if `"off"`.
+
+    Kernels with more axes, of convolutions for instance, are matrices with
+    one column for each entry of the last axis. Plain Adam in float32, of 8
+    bytes a parameter, is what is left to: tensors of one axis or less, of
+    fewer than `min_size` elements or with a side shorter than `rank`; and to
+    embeddings and the layers in `exclude_layers`, as in the paper, which
+    gives a low rank to linear layers inside the network only.
+
+    A step costs a QR decomposition of n x r and eight products with r x c, on
+    top of Adam: choose it for the memory.
+
+    Entries of a gradient that are not finite count as 0, so that they never
+    enter the state. The parameters then move by their first moment; use
+    `keras.callbacks.TerminateOnNaN` to stop instead.
+
+    Args:
+        learning_rate: A float, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. Defaults to `0.001`.
+        rank: Positive integer, the dimensions of the subspace. Defaults to
+            `16`.
+        beta_1: Float in [0, 1). Decay of the first moment. Defaults to
+            `0.908`.
+        beta_2: Float in [0, 1). Decay of the second moment. Defaults to
+            `0.99`.
+        rho: Float in [0, 1). How much of the first moment, the rest being
+            gradient, is in what the subspace follows. Defaults to `0.908`.
+        epsilon: Positive float, added to the root of the second moment.
+            Defaults to `1e-7`, as in all of Keras; the authors take `1e-8`.
+        error_feedback: `"quantized"`, `"full"` or `"off"`. Without it
+            gradients outside of the subspace are lost. Defaults to
+            `"quantized"`.
+        bucket_size: Even integer, the number of entries that share the
+            bounds of the quantized error feedback. Defaults to `64`.
+        rounding: `"stochastic"` or `"nearest"`, how the error feedback is
+            rounded to four bits. Defaults to `"stochastic"`.
+        min_size: Integer. Smaller tensors keep plain Adam. Defaults to
+            `4096`.
+        exclude_layers: List of strings. Tensors whose path contains one of
+            them keep plain Adam, `["output"]` for instance. Defaults to
+            `None`.
+        exclude_embeddings: Boolean, whether embeddings keep plain Adam.
+            Defaults to `True`.
+        weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema,
+            ema_momentum, ema_overwrite_frequency, loss_scale_factor,
+            gradient_accumulation_steps, name: See
+            `keras.optimizers.Optimizer`. An exponential average or
+            accumulated gradients take 4 bytes a parameter each.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+
+    ```python
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512)])
+    optimizer = keras_efficient.optimizers.LDAdam(learning_rate=1e-3)
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    Reference:
+        - [Robert et al., 2024](https://arxiv.org/abs/2410.16103)
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        rank=16,
+        beta_1=0.908,
+        beta_2=0.99,
+        rho=0.908,
+        epsilon=1e-7,
+        error_feedback="quantized",
+        bucket_size=64,
+        rounding="stochastic",
+        min_size=4096,
+        exclude_layers=None,
+        exclude_embeddings=True,
+        weight_decay=None,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name="ld_adam",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            name=name,
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            **kwargs,
+        )
+        self.rank = rank
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.rho = rho
+        self.epsilon = epsilon
+        self.error_feedback = error_feedback
+        self.bucket_size = bucket_size
+        self.rounding = rounding
+        self.min_size = min_size
+        self.exclude_layers = list(exclude_layers or [])
+        self.exclude_embeddings = exclude_embeddings
+        self._validate()
+
+    def _validate(self):
+        for name in ("beta_1", "beta_2", "rho"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be in [0, 1). "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+        if not self.epsilon > 0:
+            raise ValueError(
+                "`epsilon` must be positive: the second moment of an entry "
+                f"may be 0. Received: epsilon={self.epsilon}"
+            )
+        if self.rank < 1:
+            raise ValueError(
+                f"`rank` must be at least 1. Received: rank={self.rank}"
+            )
+        if self.bucket_size < 2 or self.bucket_size % 2:
+            raise ValueError(
+                "`bucket_size` must be even, because two codes share a byte. "
+                f"Received: bucket_size={self.bucket_size}"
+            )
+        for name, choices in (
+            ("error_feedback", ("quantized", "full", "off")),
+            ("rounding", ("stochastic", "nearest")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be one of {choices}. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        # One entry for each variable: the state of `ld_adam_step` or that of
+        # `adam_step`.
+        self._has_low_rank = [self._is_compressible(v) for v in variables]
+        self._states = [
+            self._add_low_rank_state(variable)
+            if has_low_rank
+            else self._add_adam_state(variable)
+            for variable, has_low_rank in zip(variables, self._has_low_rank)
+        ]
+
+    def _is_compressible(self, variable):
+        if len(variable.shape) < 2 or min(_sides(variable)) < self.rank:
+            return False
+        if self.exclude_embeddings and "embedding" in variable.name:
+            return False
+        if any(keyword in variable.path for keyword in self.exclude_layers):
+            return False
+        return math.prod(variable.shape) >= self.min_size
+
+    def _add_adam_state(self, variable):
+        return tuple(
+            self._add(variable, name, variable.shape)
+            for name in ("momentum", "velocity")
+        )
+
+    def _add_low_rank_state(self, variable):
+        short, long = sorted(_sides(variable))
+        buckets = math.ceil(short * long / self.bucket_size)
+        error = {
+            "quantized": {
+                "codes": ((buckets, self.bucket_size // 2), "uint8"),
+                "low": ((buckets, 1), "bfloat16"),
+                "high": ((buckets, 1), "bfloat16"),
+            },
+            "full": {"error": (variable.shape, "float32")},
+            "off": {},
+        }[self.error_feedback]
+        return (
+            self._add(
+                variable,
+                "projector",
+                (short, self.rank),
+                initializer=_random_orthonormal,
+            ),
+            self._add(variable, "momentum", (self.rank, long)),
+            self._add(variable, "velocity", (self.rank, long)),
+            *(self._add(variable, name, *slot) for name, slot in error.items()),
+        )
+
+    def _add(self, variable, name, shape, dtype="float32", initializer="zeros"):
+        name = f"{variable.path.replace('/', '_')}_{name}"
+        return self.add_variable(
+            shape, initializer=initializer, dtype=dtype, name=name
+        )
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        slots = self._states[index]
+        state = [ops.convert_to_tensor(slot) for slot in slots]
+        # TensorFlow's gradient of an embedding is sparse; this makes it dense.
+        gradient = ops.reshape(gradient, variable.shape)
+        options = {
+            "step": self.iterations + 1,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+        if self._has_low_rank[index]:
+            update, state = ld_adam_step(
+                gradient,
+                state,
+                rho=self.rho,
+                rounding=self.rounding,
+                seed=index,
+                **options,
+            )
+        else:
+            update, *state = adam_step(gradient, *state, **options)
+        for slot, value in zip(slots, state):
+            self.assign(slot, value)
+        update = ops.cast(learning_rate, "float32") * update
+        self.assign_sub(variable, ops.cast(update, variable.dtype))
+
+    def get_config(self):
+        config = {
+            name: getattr(self, name)
+            for name in (
+                "rank",
+                "beta_1",
+                "beta_2",
+                "rho",
+                "epsilon",
+                "error_feedback",
+                "bucket_size",
+                "rounding",
+                "min_size",
+                "exclude_embeddings",
+            )
+        }
+        config["exclude_layers"] = list(self.exclude_layers)
+        return {**super().get_config(), **config}
+
+
+def _sides(variable):
+    return math.prod(variable.shape[:-1]), variable.shape[-1]
+
+
+def _random_orthonormal(shape, dtype):
+    """Return the same orthonormal columns on every backend."""
+    normal = np.random.default_rng(0).normal(size=shape)
+    return ops.convert_to_tensor(np.linalg.qr(normal)[0], dtype)

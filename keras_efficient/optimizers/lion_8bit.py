@@ -1,0 +1,73 @@
+import keras
+
+from keras_efficient.ops.lion_8bit_step import lion_8bit_step
+from keras_efficient.ops.lion_8bit_step import lion_step
+from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient")
+class Lion8bit(Optimizer8bit):
+    """Lion that keeps 1.1 bytes of state a parameter instead of 4.
+
+    Every entry moves by the learning rate, in the direction of the sign of
+    its momentum, which takes one byte an entry and two for every 32. Layout,
+    range and non-finite gradients are those of
+    `keras_efficient.optimizers.Adam8bit`; see
+    `keras_efficient.ops.lion_8bit_step` for the equations.
+
+    Args:
+        learning_rate: A float, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. Lion needs a third to a tenth of Adam's.
+            Defaults to `0.001`.
+        beta_1: Float in [0, 1). Weight of the momentum in the update.
+            Defaults to `0.9`.
+        beta_2: Float in [0, 1). Decay of the momentum. Defaults to `0.99`.
+        min_size: Integer. Smaller tensors keep plain Lion in float32.
+            Defaults to `4096`.
+        name: String. Defaults to `"lion_8bit"`.
+        **kwargs: See `keras_efficient.optimizers.Adam8bit`.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+
+    ```python
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512)])
+    optimizer = keras_efficient.optimizers.Lion8bit(learning_rate=1e-4)
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    Reference:
+        - [Chen et al., 2023](https://arxiv.org/abs/2302.06675)
+        - FlashOptim, [arXiv 2602.23349](https://arxiv.org/abs/2602.23349)
+    """
+
+    MOMENTS = {"momentum": "int8"}
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        beta_1=0.9,
+        beta_2=0.99,
+        min_size=4096,
+        name="lion_8bit",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self._validate_range("beta_1", "beta_2")
+
+    def _step_8bit(self, gradient, state, seed):
+        return lion_8bit_step(gradient, *state, **self._options())
+
+    def _step_float32(self, gradient, state):
+        return lion_step(gradient, *state, **self._options())
+
+    def _options(self):
+        return {"beta_1": self.beta_1, "beta_2": self.beta_2}
+
+    def get_config(self):
+        return {**super().get_config(), **self._options()}

@@ -1,0 +1,228 @@
+"""Every coupling: its equations, its inverse, its gradient."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_efficient.layers import AdditiveCoupling
+from keras_efficient.layers import AffineCoupling
+from keras_efficient.layers import MomentumCoupling
+from keras_efficient.layers import ReversibleLayer
+from keras_efficient.layers import ReversibleSequence
+from tests.gradients import MODES
+from tests.gradients import gradients
+from tests.gradients import to_numpy
+from tests.twins import DerivedAdditive
+from tests.twins import DerivedAffine
+from tests.twins import DerivedMomentum
+from tests.twins import ExactDense
+from tests.twins import Rotation
+from tests.twins import batch
+from tests.twins import relative_errors
+from tests.twins import twins
+
+
+def f(width=4):
+    return keras.Sequential([layers.Dropout(0.3, seed=1), ExactDense(width)])
+
+
+COUPLINGS = {
+    "additive": lambda: AdditiveCoupling(f(), f()),
+    "half step": lambda: AdditiveCoupling(f()),
+    "affine": lambda: AffineCoupling(f(8), f(8)),
+    "momentum": lambda: MomentumCoupling(f(), 0.7),
+    "own": lambda: Rotation(f()),
+    "derived additive": lambda: DerivedAdditive(f(), f()),
+    "derived affine": lambda: DerivedAffine(f(8), f(8), clamp=0.5),
+    "derived momentum": lambda: DerivedMomentum(f(), 0.7),
+}
+every_coupling = pytest.mark.parametrize(
+    "coupling", COUPLINGS.values(), ids=COUPLINGS
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@every_coupling
+def test_pitfall_01_gradients_equal_those_of_stored_activations(
+    coupling, depth, mode, float64
+):
+    model, plain = twins(lambda: [coupling() for _ in range(depth)], ExactDense)
+    x = batch(6, 8, dtype="float64")
+    for ours, theirs in zip(
+        gradients(model, [x], mode), gradients(plain, [x], mode)
+    ):
+        assert max(relative_errors(ours, theirs)) < 1e-11
+        assert all(np.any(b != 0) for b in theirs)
+
+
+@every_coupling
+def test_inverse_undoes_the_call_both_ways(coupling, float64):
+    layer = coupling()
+    x = batch(6, 8, dtype="float64")
+    y = layer(x)
+    assert np.max(np.abs(to_numpy([y])[0] - x)) > 0.05
+    np.testing.assert_allclose(to_numpy([layer.inverse(y)])[0], x, atol=1e-13)
+    again = layer(layer.inverse(x))
+    np.testing.assert_allclose(to_numpy([again])[0], x, atol=1e-13)
+
+
+@every_coupling
+def test_gradient_equals_finite_differences(coupling, float64, monkeypatch):
+    monkeypatch.setattr(
+        layers.Dropout, "call", lambda self, x, training=None: x
+    )
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, coupling()(inputs))
+    x, epsilon = batch(3, 8, dtype="float64"), 1e-6
+    _, (d_x,), d_params = gradients(model, [x])
+
+    def total():
+        return np.sum(to_numpy([model(x, training=True)])[0] ** 2)
+
+    for variable, d in zip(model.trainable_variables, d_params, strict=True):
+        value, direction = ops.convert_to_numpy(variable), np.cos(d + 1)
+        variable.assign(value + epsilon * direction)
+        slope = total()
+        variable.assign(value - epsilon * direction)
+        slope -= total()
+        variable.assign(value)
+        np.testing.assert_allclose(
+            slope / (2 * epsilon), np.sum(d * direction), rtol=1e-6, atol=1e-8
+        )
+
+
+def test_affine_coupling_computes_its_equations():
+    f, g = layers.Dense(6), layers.Dense(6)
+    coupling = AffineCoupling(f, g, clamp=0.8)
+    x = batch(5, 6)
+    y = to_numpy([coupling(x)])[0]
+
+    def scale(u):
+        return np.exp(u / np.sqrt(1 + (u / 0.8) ** 2))
+
+    value = to_numpy([f(x[:, 3:])])[0]
+    y1 = scale(value[:, :3]) * x[:, :3] + value[:, 3:]
+    value = to_numpy([g(y1)])[0]
+    y2 = scale(value[:, :3]) * x[:, 3:] + value[:, 3:]
+    np.testing.assert_allclose(y, np.concatenate([y1, y2], 1), rtol=1e-4)
+
+
+def test_momentum_coupling_computes_its_equations():
+    f = layers.Dense(3, "tanh")
+    x, v = batch(5, 3), batch(5, 3) + 1
+    new_x, new_v = to_numpy(MomentumCoupling(f, 0.6)([x, v]))
+    expected = 0.6 * v + 0.4 * to_numpy([f(x)])[0]
+    np.testing.assert_allclose(new_v, expected, rtol=1e-5)
+    np.testing.assert_allclose(new_x, x + expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pitfall_11_affine_scale_is_bounded_where_its_raw_value_is_not(mode):
+    class Huge(layers.Layer):
+        """The raw scale is far below zero, where a sigmoid would be zero."""
+
+        def call(self, x):
+            return ops.concatenate([1e4 * x - 1e6, x], axis=-1)
+
+    inputs = keras.Input((8,))
+    run = ReversibleSequence([AffineCoupling(Huge(), Huge(), clamp=0.5)] * 2)
+    model = keras.Model(inputs, run(inputs))
+    x = batch(4, 8)
+    y, (d_x,), _ = gradients(model, [x], mode)
+    assert np.all(np.isfinite(y[0])) and np.all(np.isfinite(d_x))
+    # Four half steps divide by no less than exp(-0.5) each.
+    assert np.all(np.abs(y[0]) < 4 * np.abs(x).max() * np.exp(2))
+    np.testing.assert_allclose(
+        to_numpy([run.inverse(run(x))])[0], x, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_pitfall_11_momentum_close_to_zero_and_to_one():
+    for momentum in (0.0, 1.0, -0.1, 1.5):
+        with pytest.raises(ValueError, match="between 0 and 1, both excluded"):
+            MomentumCoupling(layers.Dense(3), momentum)
+    for momentum in (0.05, 0.999):
+        layer = MomentumCoupling(layers.Dense(4, "tanh"), momentum)
+        x = batch(4, 8)
+        again = to_numpy([layer.inverse(layer(x))])[0]
+        # One block divides the rounding error by no less than the momentum.
+        np.testing.assert_allclose(again, x, atol=1e-6 / momentum)
+
+
+def test_configs_round_trip():
+    dense = layers.Dense(4)
+    for layer in (
+        AffineCoupling(layers.Dense(8), layers.Dense(8), clamp=0.3, axis=1),
+        MomentumCoupling(dense, 0.4, axis=1),
+        ReversibleSequence([AdditiveCoupling(dense)], False, True, True),
+    ):
+        config = layer.get_config()
+        again = type(layer).from_config(config)
+        assert again.get_config() == config == layer.get_config()
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="`clamp` must be above 0"):
+        AffineCoupling(layers.Dense(8), layers.Dense(8), clamp=0)
+    with pytest.raises(TypeError, match="`g` must be a `keras.layers.Layer`"):
+        AffineCoupling(layers.Dense(8), None)
+    with pytest.raises(TypeError, match="`f` must be a `keras.layers.Layer`"):
+        MomentumCoupling("relu")
+    with pytest.raises(ValueError, match=r"shape \(2, 6\).*returns \(2, 3\)"):
+        AffineCoupling(layers.Dense(3), layers.Dense(6))(batch(2, 6))
+    with pytest.raises(ValueError, match="both of the same shape"):
+        MomentumCoupling(layers.Dense(3))(batch(2, 7))
+
+
+def test_a_coupling_of_ones_own_must_be_whole():
+    with pytest.raises(NotImplementedError, match="must define `couple"):
+        ReversibleLayer()(batch(2, 6))
+
+    class Lopsided(AdditiveCoupling):
+        pull_back = ReversibleLayer.pull_back
+
+        def uncouple(self, streams, evaluate):
+            return streams
+
+    class Forgetful(AdditiveCoupling):
+        def pull_back(self, outputs, cotangents, vjp):
+            return outputs, cotangents
+
+    for coupling in (Lopsided, Forgetful):
+        inputs = keras.Input((8,))
+        layer = coupling(layers.Dense(4), layers.Dense(4))
+        with pytest.raises(ValueError, match="as often as `couple` does"):
+            gradients(keras.Model(inputs, layer(inputs)), [batch(2, 8)])
+
+
+def test_three_streams_of_different_shapes(float64):
+    class Ring(ReversibleLayer):
+        def __init__(self):
+            super().__init__()
+            self.to = [ExactDense(n) for n in (2, 3, 4)]
+
+        def couple(self, streams, evaluate):
+            x, y, z = streams
+            x = x + evaluate(self.to[0], ops.concatenate([y, z], -1))
+            y = y + evaluate(self.to[1], z)
+            return x, y, z + evaluate(self.to[2], ops.concatenate([x, y], -1))
+
+        def uncouple(self, streams, evaluate):
+            x, y, z = streams
+            z = z - evaluate(self.to[2], ops.concatenate([x, y], -1))
+            y = y - evaluate(self.to[1], z)
+            return x - evaluate(self.to[0], ops.concatenate([y, z], -1)), y, z
+
+    inputs = [keras.Input((n,)) for n in (2, 3, 4)]
+    run = ReversibleSequence([Ring(), Ring()])
+    model = keras.Model(inputs, run(inputs))
+    x = [batch(5, n, dtype="float64") for n in (2, 3, 4)]
+    ours = gradients(model, x)
+    run.reversible = False
+    for a, b in zip(ours, gradients(model, x)):
+        assert max(relative_errors(a, b)) < 1e-12
+    for a, b in zip(to_numpy(run.inverse(run(x))), x):
+        np.testing.assert_allclose(a, b, atol=1e-13)

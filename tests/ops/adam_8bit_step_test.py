@@ -1,0 +1,320 @@
+"""The free functions of one step, against NumPy in float64."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_efficient.ops import Adam8bitState
+from keras_efficient.ops import adam_8bit_step
+from keras_efficient.ops import dequantize_8bit
+from keras_efficient.ops import lion_8bit_step
+from keras_efficient.ops import quantize_8bit
+from keras_efficient.ops import sgd_8bit_step
+
+# private: the noise is tested with MicroAdam, where it comes from
+from keras_efficient.ops.uniform_noise import uniform_noise
+
+SHAPES = [(1,), (123,), (31,), (32,), (33,), (4097,), (3, 3, 5, 7), (64, 48)]
+
+over_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def compiled(fn):
+    """Compile on JAX, where each operation alone takes long to compile."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.jit(fn)
+    return fn
+
+
+def normal(*shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=shape).astype("float32")
+
+
+def to_numpy(tensors):
+    return [ops.convert_to_numpy(x).astype("float64") for x in tensors]
+
+
+# The oracle keeps a tensor as a list of groups of (up to) 32 entries.
+
+
+def cut(x):
+    x = np.asarray(x, "float64")
+    last = x.shape[-1]
+    rows = x.reshape(-1, last)
+    if math.ceil(last / 32) * 32 > 1.2 * last:
+        rows = x.reshape(1, -1)
+    return [
+        row[start : start + 32]
+        for row in rows
+        for start in range(0, len(row), 32)
+    ]
+
+
+def round_root(s, noise):
+    """Return the number in float16 below the root of s, or the next."""
+    mantissa, exponent = math.frexp(math.sqrt(s))
+    unit = 2.0 ** max(exponent - 11, -24)
+    return math.floor(mantissa * 2.0**exponent / unit + noise) * unit
+
+
+def round_moment(groups, signed, noise):
+    rounded = []
+    for x, n in zip(groups, noise, strict=True):
+        r = x if signed else np.sqrt(x)
+        s = round_root(np.abs(r).max(), n) ** 2
+        ratio = np.clip(r / s, -1, 1) if s else 0 * r
+        if signed:
+            y = np.floor(254 * ratio / (1 + np.abs(ratio)) + 0.5) / 127
+            rounded.append(s * y / (2 - np.abs(y)))
+        else:
+            codes = np.maximum(np.floor(255 * ratio + 0.5), r > 0)
+            rounded.append((codes * s / 255) ** 2)
+    return rounded
+
+
+def noise_of(shape, step, seed):
+    """Return the noise for the scales of the second moment, one a group."""
+    noise = uniform_noise(shape, ops.convert_to_tensor(step, "int32"), seed)
+    return np.reshape(ops.convert_to_numpy(noise), -1).astype("float64")
+
+
+class AdamOracle:
+    def __init__(self, shape, beta_1, beta_2, epsilon):
+        self.m, self.v = cut(np.zeros(shape)), cut(np.zeros(shape))
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+
+    def step(self, gradient, t, noise):
+        b_1, b_2 = self.beta_1, self.beta_2
+        g = cut(gradient)
+        pairs = zip(self.m, g, strict=True)
+        m = [b_1 * m + (1 - b_1) * g for m, g in pairs]
+        pairs = zip(self.v, g, strict=True)
+        v = [b_2 * v + (1 - b_2) * g**2 for v, g in pairs]
+        self.m = round_moment(m, True, [0.5] * len(m))
+        self.v = round_moment(v, False, noise)
+        u = [
+            m / (1 - b_1**t) / (np.sqrt(v / (1 - b_2**t)) + self.epsilon)
+            for m, v in zip(m, v, strict=True)
+        ]
+        return np.concatenate(u)
+
+
+def zero_state(shape):
+    state = []
+    for dtype in ("int8", "uint8"):
+        codes = ops.zeros(shape, dtype=dtype)
+        _, scale = quantize_8bit(ops.zeros(shape))
+        state += [codes, scale]
+    return Adam8bitState(*state)
+
+
+def close_but_for_ties(actual, expected, atol):
+    """A code next to a tie may go the other way in float32."""
+    far = np.abs(actual - expected) > atol
+    return far.sum() <= max(1, 0.02 * far.size)
+
+
+@over_shapes
+@pytest.mark.parametrize("seed", [0, 7])
+def test_adam_equations(shape, seed):
+    options = {"beta_1": 0.8, "beta_2": 0.99, "epsilon": 1e-3}
+    oracle, state = AdamOracle(shape, **options), zero_state(shape)
+    step_fn = compiled(
+        lambda gradient, state, step: adam_8bit_step(
+            gradient, state, step, seed=seed, **options
+        )
+    )
+    for t in range(1, 21):
+        gradient = normal(*shape, seed=t)
+        u, state = step_fn(ops.convert_to_tensor(gradient), state, t)
+        state = Adam8bitState(*state)
+        noise = noise_of(state.velocity_scale.shape, t, seed)
+        expected = oracle.step(gradient, t, noise)
+        m = dequantize_8bit(state.momentum_codes, state.momentum_scale)
+        v = dequantize_8bit(state.velocity_codes, state.velocity_scale)
+        u, m, v = (x.reshape(-1) for x in to_numpy([u, m, v]))
+        assert close_but_for_ties(u, expected, 1e-4)
+        assert close_but_for_ties(m, np.concatenate(oracle.m), 1e-5)
+        assert close_but_for_ties(v, np.concatenate(oracle.v), 1e-5)
+        # never further than what one code moves
+        np.testing.assert_allclose(u, expected, rtol=0.1, atol=0.1)
+
+
+@over_shapes
+def test_adam_8bit_stays_near_adam(shape):
+    m = v = np.zeros(shape)
+    state, errors = zero_state(shape), []
+    step_fn = compiled(adam_8bit_step)
+    for t in range(1, 21):
+        gradient = normal(*shape, seed=t)
+        u, state = step_fn(ops.convert_to_tensor(gradient), state, t)
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient.astype("float64") ** 2
+        exact = m / (1 - 0.9**t) / np.sqrt(v / (1 - 0.999**t))
+        errors.append(to_numpy([u])[0] - exact)
+    assert np.sqrt(np.mean(np.square(errors))) < 0.03
+
+
+def lion_oracle(g, m, beta_1, beta_2):
+    return np.sign(beta_1 * m + (1 - beta_1) * g), beta_2 * m + (1 - beta_2) * g
+
+
+def sgd_oracle(g, m, momentum, nesterov):
+    m = momentum * m + g
+    return momentum * m + g if nesterov else m, m
+
+
+@over_shapes
+@pytest.mark.parametrize(
+    "step_fn, oracle, options",
+    [
+        (lion_8bit_step, lion_oracle, {"beta_1": 0.8, "beta_2": 0.95}),
+        (sgd_8bit_step, sgd_oracle, {"momentum": 0.8, "nesterov": False}),
+        (sgd_8bit_step, sgd_oracle, {"momentum": 0.7, "nesterov": True}),
+    ],
+    ids=["lion", "sgd", "nesterov"],
+)
+def test_equations_of_one_moment(step_fn, oracle, options, shape):
+    codes, scale = zero_state(shape)[:2]
+    m = cut(np.zeros(shape))
+    step_fn = compiled(lambda *args, f=step_fn: f(*args, **options))
+    for t in range(1, 21):
+        g = normal(*shape, seed=t)
+        u, codes, scale = step_fn(ops.convert_to_tensor(g), codes, scale)
+        results = [
+            oracle(*pair, **options) for pair in zip(cut(g), m, strict=True)
+        ]
+        expected, m = (list(x) for x in zip(*results, strict=True))
+        m = round_moment(m, True, [0.5] * len(m))
+        actual = to_numpy([u, dequantize_8bit(codes, scale)])
+        for x, y in zip(actual, (expected, m), strict=True):
+            y = np.concatenate(y)
+            assert close_but_for_ties(x.reshape(-1), y, 1e-5)
+
+
+def test_dtypes_and_shapes():
+    shape = (5, 64)
+    u, state = adam_8bit_step(ops.ones(shape), zero_state(shape), 1)
+    actual = [
+        (tuple(x.shape), keras.backend.standardize_dtype(x.dtype))
+        for x in (u, *state)
+    ]
+    assert actual == [
+        (shape, "float32"),
+        *((shape, "int8"), ((5, 2), "float16")),
+        *((shape, "uint8"), ((5, 2), "float16")),
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_gradient_is_computed_in_float32(dtype):
+    gradient = ops.cast(normal(5, 64), dtype)
+    half = adam_8bit_step(gradient, zero_state((5, 64)), 1)
+    gradient = ops.cast(gradient, "float32")
+    full = adam_8bit_step(gradient, zero_state((5, 64)), 1)
+    for x, y in zip((half[0], *half[1]), (full[0], *full[1]), strict=True):
+        np.testing.assert_array_equal(*to_numpy([x, y]))
+
+
+def follow(scale, steps, start=1.0, beta_2=0.999):
+    """Return roots of v after gradients shrank to `scale`, over the exact."""
+    shape = (16, 32)
+    gradients = scale * normal(steps, *shape, seed=3)
+    exact = np.full(shape, start)
+    codes, root = quantize_8bit(ops.full(shape, start), signed=False)
+    state = zero_state(shape)._replace(velocity_codes=codes)
+    state = state._replace(velocity_scale=root)
+    step_fn = compiled(adam_8bit_step)
+    for t, gradient in enumerate(gradients, start=1000):
+        _, state = step_fn(ops.convert_to_tensor(gradient), state, t)
+        state = Adam8bitState(*state)
+        exact = beta_2 * exact + (1 - beta_2) * np.square(gradient, dtype="f8")
+    v = dequantize_8bit(state.velocity_codes, state.velocity_scale)
+    return np.sqrt(to_numpy([v])[0] / exact)
+
+
+@pytest.mark.parametrize("start", [1.0, 1e-18])
+def test_second_moment_follows_gradients_that_shrink(start):
+    """Scales rounded to the nearest would stand still, at a ratio of 1.4."""
+    ratio = follow(0.1 * math.sqrt(start), steps=700, start=start)
+    assert abs(np.median(ratio) - 1) < 0.05
+    assert 0.85 < ratio.min() and ratio.max() < 1.15
+
+
+def test_seeds_and_steps_differ():
+    shape = (100, 32)
+    gradient = ops.convert_to_tensor(normal(*shape))
+    scales = {}
+    for seed in (0, 1):
+        for step in (1, 2):
+            _, state = adam_8bit_step(
+                gradient, zero_state(shape), step, seed=seed
+            )
+            scales[seed, step] = to_numpy([state.velocity_scale])[0]
+    first = scales.pop((0, 1))
+    assert all((first != other).any() for other in scales.values())
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf, 3e38, -2e18])
+def test_faulty_entry_counts_as_zero(fault):
+    states = [zero_state((5, 64)), zero_state((5, 64))]
+    step_fn = compiled(adam_8bit_step)
+    for t in range(1, 5):
+        gradients = [normal(5, 64, seed=t), normal(5, 64, seed=t)]
+        if t == 2:
+            gradients[0][2, 3], gradients[1][2, 3] = fault, 0.0
+        for i in range(2):
+            gradient = ops.convert_to_tensor(gradients[i])
+            u, state = step_fn(gradient, states[i], t)
+            states[i] = Adam8bitState(*state)
+            gradients[i] = to_numpy([u, *state])
+        for x, y in zip(*gradients, strict=True):
+            assert np.isfinite(x).all()
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "size", [0.0, 1e-30, 1e-20, 1e-16, 1e-12, 1e-7, 1.0, 1e9, 9e17]
+)
+def test_gradients_of_every_size(size):
+    """What epsilon does not stop stays near Adam, up to a scale of 4e9."""
+    shape, epsilon = (4, 64), 1e-12
+    state = zero_state(shape)
+    step_fn = compiled(lambda g, s, t: adam_8bit_step(g, s, t, epsilon=epsilon))
+    m = v = np.zeros(shape)
+    for t in range(1, 6):
+        gradient = (size * (1.5 + normal(*shape, seed=t).clip(-1, 1))).astype(
+            "float32"
+        )
+        u, state = step_fn(ops.convert_to_tensor(gradient), state, t)
+        state = Adam8bitState(*state)
+        g = gradient.astype("float64")
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        exact = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + epsilon)
+        u, *parts = to_numpy([u, *state])
+        assert all(np.isfinite(x).all() for x in (u, *parts))
+        assert np.abs(u).max() < 4
+        if size <= 1e9:  # scales have few digits below 4e-9
+            rtol = 0.05 if size >= 1e-7 else 0.35
+            np.testing.assert_allclose(u, exact, rtol, atol=0.02)
+
+
+def test_small_entries_beside_a_large_one_make_no_large_steps():
+    """A second moment of code 0 would leave the step without a bound."""
+    shape, state = (8, 32), zero_state((8, 32))
+    step_fn = compiled(adam_8bit_step)
+    size = np.full(shape, 1.0 / 600, "float32")
+    size[:, 0] = 1.0
+    largest = 0.0
+    for t in range(1, 200):
+        gradient = ops.convert_to_tensor(size * normal(*shape, seed=t))
+        u, state = step_fn(gradient, state, t)
+        state = Adam8bitState(*state)
+        largest = max(largest, np.abs(to_numpy([u])[0]).max())
+    assert largest < 8

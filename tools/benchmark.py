@@ -1,0 +1,31 @@
+"""Measure what the library costs and saves on this machine.
+
+`python tools/benchmark.py reversible` compares reversible training with plain
+training. `--help` after a name tells its options.
+"""
+
+import argparse
+import sys
+
+from benchmarks import reversible
+
+BENCHMARKS = {"reversible": reversible}
+
+
+def main():
+    options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(description=__doc__, **options)
+    names = parser.add_subparsers(dest="benchmark", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        summary = benchmark.__doc__.partition("\n")[0]
+        benchmark.add_arguments(
+            names.add_parser(
+                name, help=summary, description=benchmark.__doc__, **options
+            )
+        )
+    options = parser.parse_args()
+    return BENCHMARKS[options.benchmark].main(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
