@@ -114,7 +114,7 @@ def test_pitfall_03_peak_of_a_tensorflow_process_does_not_grow_with_depth(mode):
     )
     # 30 blocks, each with at least two streams of 32768 x 64 float32.
     assert plain > 30 * 2 * 8
-    assert reversible < 0.05 * plain
+    assert reversible < 0.02 * plain
 
 
 def growth_of_peak(kind, mode):
@@ -125,7 +125,9 @@ def growth_of_peak(kind, mode):
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            # Freed memory goes back to the system at once.
+            # Freed memory goes back to the system at once: oneDNN's allocator
+            # would keep what the first step took.
+            "TF_ENABLE_ONEDNN_OPTS": "0",
             "MALLOC_ARENA_MAX": "1",
             "MALLOC_MMAP_THRESHOLD_": "65536",
         },
