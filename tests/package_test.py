@@ -14,7 +14,10 @@ import keras_efficient
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "keras_efficient"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = ("callbacks", "layers", "ops", "optimizers", "utils")
+MODULES = (
+    *("callbacks", "config", "kernels", "layers", "ops", "optimizers"),
+    "utils",
+)
 
 # What lies right below each part; it may import that and what is further down.
 # `utils` is on no floor: it may read all of them, and none of them imports it.
@@ -25,9 +28,9 @@ BELOW = {
     "callbacks": {"autodiff", "ops"},
     "autodiff": {"kernels", "backend"},
     "ops": {"kernels", "backend"},
-    "kernels": {"config"},
-    "backend": {"config"},
-    "config": set(),
+    "config": {"kernels", "backend"},
+    "kernels": set(),
+    "backend": set(),
     "version": set(),
 }
 FRAMEWORKS = {"jax", "jaxlib", "numba", "tensorflow", "torch", "triton"}
@@ -37,6 +40,14 @@ def public_names():
     names = []
     for module in MODULES:
         path = PACKAGE / module / "__init__.py"
+        if not path.exists():  # a module that is one file
+            nodes = ast.parse(PACKAGE.joinpath(f"{module}.py").read_text()).body
+            names += [
+                f"{module}.{node.name}"
+                for node in nodes
+                if isinstance(node, ast.FunctionDef) and node.name[0] != "_"
+            ]
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 names += [

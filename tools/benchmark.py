@@ -7,9 +7,15 @@ training. `--help` after a name tells its options.
 import argparse
 import sys
 
+from benchmarks import convergence
+from benchmarks import optimizers
 from benchmarks import reversible
 
-BENCHMARKS = {"reversible": reversible}
+BENCHMARKS = {
+    "convergence": convergence,
+    "optimizers": optimizers,
+    "reversible": reversible,
+}
 
 
 def main():

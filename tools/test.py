@@ -49,6 +49,9 @@ def main():
             ["pytest", "-q", *workers, *pytest_arguments],
             KERAS_BACKEND=backend,
             TF_CPP_MIN_LOG_LEVEL="3",
+            # Threads that wait for each other spin; with as many processes as
+            # cores they cost ten times what they do.
+            OMP_NUM_THREADS="1",
         )
 
     table = Table("", "result", "seconds")

@@ -20,7 +20,14 @@ Adam8bitState = namedtuple(
 
 
 def adam_8bit_step(
-    gradient, state, step, beta_1=0.9, beta_2=0.999, epsilon=1e-7, seed=0
+    gradient,
+    state,
+    step,
+    beta_1=0.9,
+    beta_2=0.999,
+    epsilon=1e-7,
+    seed=0,
+    noise=None,
 ):
     """Compute one step of Adam whose moments take one byte an entry.
 
@@ -50,6 +57,8 @@ def adam_8bit_step(
         beta_2: Float. Decay of v. Defaults to `0.999`.
         epsilon: Float. Defaults to `1e-7`.
         seed: Integer, different for each tensor. Defaults to `0`.
+        noise: Tensor in [0, 1) of the shape of the scales, in place of that
+            which comes from `step` and `seed`. Defaults to `None`.
 
     Returns:
         `(u, state)`: the update in float32, of the shape of the gradient,
@@ -69,7 +78,8 @@ def adam_8bit_step(
         epsilon=epsilon,
     )
     shape = tuple(state.velocity_scale.shape)
-    noise = uniform_noise(shape, ops.cast(step, "int32"), seed)
+    if noise is None:
+        noise = uniform_noise(shape, ops.cast(step, "int32"), seed)
     momentum = quantize_8bit(m)
     velocity = quantize_8bit(v, signed=False, noise=noise)
     return u, Adam8bitState(*momentum, *velocity)

@@ -1,7 +1,32 @@
+"""One step of MicroAdam, and where it differs from the paper.
+
+- `alpha`: with the paper's 0, an entry waits in the error feedback until it is
+  among the largest of its block, 85 steps on average, and then moves by about
+  as much however much it has gathered. Short trainings do not catch up with
+  Adam: at Adam's learning rate, a transformer on characters came to a
+  validation loss of 2.22 where Adam came to 1.95. With `alpha`, the rest moves
+  at once, by the second moment of its block, and the error feedback is its
+  momentum. Losses of that network, with positions that are trained, after 600
+  steps at learning rates of 3e-3 and 6e-3: Adam 1.71, 1.67; alpha 0.1 1.77,
+  1.68; 0.2 1.73, 1.64; 0.4 1.71, 1.62. `tools/benchmark.py convergence` runs
+  the like.
+- `bias_correction`: the paper divides what 10 steps hold by what a thousand
+  would: entries that are always selected move 6.5 times as far as with Adam.
+  `"window"` moves them as far, so that Adam's learning rate is right.
+- The age of a row is the number of steps since it was written, not its place
+  in the ring, so that it stays right when a tensor had no gradient for some
+  steps.
+- The rounding error of the values stays in the rest.
+- Rounding is stochastic by default, which the theory of the paper assumes: to
+  the nearest step, entries smaller than half a step are lost.
+- Entries of the gradient that are not finite count as 0.
+"""
+
 import math
 from collections import namedtuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_efficient.ops.adam_step import finite_gradient
@@ -22,6 +47,7 @@ MicroAdamState = namedtuple(
         "codes",  # (ceil(d / Q), Q / 2), uint8
         "low",  # (ceil(d / Q), 1), bfloat16
         "high",  # (ceil(d / Q), 1), bfloat16
+        "velocity",  # (ceil(d / B), 1), float32
     ),
 )
 
@@ -34,34 +60,36 @@ def micro_adam_step(
     beta_1=0.9,
     beta_2=0.999,
     epsilon=1e-7,
+    alpha=0.4,
     rounding="stochastic",
-    bias_correction="full",
+    bias_correction="window",
     seed=0,
 ):
     """Compute one step of MicroAdam for one tensor.
 
     The gradient plus the error feedback, `a`, is cut into blocks. The k
-    largest entries of each go into a window of the last m steps; what is
-    left is the new error feedback, in four bits an entry:
+    largest entries of each go into a window of the last m steps; of the rest,
+    the part `alpha` moves the parameters at once, by the second moment `v` of
+    its block, and what is left is the new error feedback, in four bits an
+    entry:
 
     ```
-    a = g + dequantize(e)
-    I, V = block_top_k(a, k)         e = quantize(a - V at I)
-    z1 = sum_r beta_1^age(r) V_r     z2 = sum_r beta_2^age(r) V_r^2
-    u = c1 z1 / (sqrt(c2 z2) + epsilon)
+    a = g + dequantize(e)            v = beta_2 v + (1 - beta_2) mean(g^2)
+    I, V = block_top_k(a, k)         v^ = v / (1 - beta_2^t)
+    r = a - V at I                   e = quantize((1 - alpha) r)
+    z1 = c1 sum_j beta_1^age(j) V_j  z2 = c2 sum_j beta_2^age(j) V_j^2
+    u = z1 / (sqrt(z2) + epsilon) + alpha r / (sqrt(v^) + epsilon)
     ```
 
-    over the rows r of the window, at the indices of each row, 0 elsewhere.
-    `c1` and `c2` correct the bias of the two sums (`bias_correction`):
-    `"full"` takes those of Adam, `(1 - beta) / (1 - beta^t)`, as the paper
-    does; `"window"` divides by the sum of the weights of the rows.
+    The sums go over the rows j of the window, at the indices of each row.
+    `c1` and `c2` correct their bias (`bias_correction`): `"window"` takes
+    means, weighted by `beta^age`, and in that of the second moment an entry
+    counts as `v^` in the rows that do not hold it; `"full"` takes Adam's
+    `(1 - beta) / (1 - beta^t)` and 0 there.
 
-    Deviations from the paper's Algorithm 1: the age of a row is the number
-    of steps since it was written, not its place in the ring, so that it stays
-    right when a tensor had no gradient for some steps; the rounding error of
-    `V` stays in the error feedback; rounding is stochastic by default, which
-    the theory of the paper assumes (to the nearest step, entries smaller
-    than half a step are lost); non-finite entries of the gradient count as 0.
+    This differs from the paper in six points, argued at the top of this file.
+    The paper's Algorithm 1 is `alpha=0, bias_correction="full",
+    rounding="nearest"`.
 
     Args:
         gradient: Tensor g of any shape.
@@ -71,9 +99,10 @@ def micro_adam_step(
         beta_1: Float. Defaults to `0.9`.
         beta_2: Float. Defaults to `0.999`.
         epsilon: Float. Defaults to `1e-7`.
+        alpha: Float in [0, 1]. Defaults to `0.4`.
         rounding: `"stochastic"` or `"nearest"`, for the error feedback.
             Defaults to `"stochastic"`.
-        bias_correction: `"full"` or `"window"`. Defaults to `"full"`.
+        bias_correction: `"window"` or `"full"`. Defaults to `"window"`.
         seed: Integer, different for each tensor. Defaults to `0`.
 
     Returns:
@@ -88,56 +117,101 @@ def micro_adam_step(
     blocks, k = state.indices.shape[1:]
     buckets, bucket_size = state.codes.shape[0], 2 * state.codes.shape[1]
 
-    # Error feedback
-    e = dequantize_4bit(state.codes, state.low, state.high)
-    e = ops.reshape(e, (-1,))[:size]
-    a = ops.reshape(finite_gradient(gradient), (-1,)) + e
-    a = ops.reshape(_pad(a, blocks * block_size), (blocks, block_size))
+    t = ops.cast(step, "float32")
 
-    # The largest entries
+    g = ops.reshape(finite_gradient(gradient), (-1,))
+    g = ops.reshape(_pad(g, blocks * block_size), (blocks, block_size))
+    velocity = _second_moment_of_blocks(g, state.velocity, size, beta_2)
+    v_hat = velocity / (1 - ops.power(beta_2, t))
+
+    # The largest entries, and the rest
+    e = dequantize_4bit(state.codes, state.low, state.high)
+    e = _pad(ops.reshape(e, (-1,))[:size], blocks * block_size)
+    a = g + ops.reshape(e, (blocks, block_size))
     new_indices, new_values = block_top_k(a, k)
     if keras.backend.standardize_dtype(state.values.dtype) == "bfloat16":
         new_values = round_to_bfloat16(new_values)
     rest = a - _at_indices(new_indices, new_values, block_size)
-    rest = ops.reshape(rest, (-1,))[:size]
-    rest = ops.reshape(_pad(rest, buckets * bucket_size), (buckets, -1))
+    u_rest = alpha * rest / (ops.sqrt(v_hat) + epsilon)
+
+    # The new error feedback
+    e = ops.reshape((1 - alpha) * rest, (-1,))[:size]
+    e = ops.reshape(_pad(e, buckets * bucket_size), (buckets, bucket_size))
     noise = 0.5
     if rounding == "stochastic":
         noise = uniform_noise((buckets, bucket_size), step, seed)
-    codes, low, high = quantize_4bit(rest, noise)
+    codes, low, high = quantize_4bit(e, noise)
 
-    # The oldest row of the window makes room
-    rows = ops.arange(state.written.shape[0])
-    oldest = rows == ops.argmin(state.written)
+    window = _write_row(state, new_indices, new_values, step)
+    u = u_rest + _adam_over_window(
+        *window,
+        block_size,
+        t,
+        v_hat,
+        (beta_1, beta_2),
+        epsilon,
+        bias_correction,
+    )
+    u = ops.reshape(ops.reshape(u, (-1,))[:size], gradient.shape)
+    return u, MicroAdamState(*window, codes, low, high, velocity)
+
+
+def _second_moment_of_blocks(g, velocity, size, beta_2):
+    count = np.full((g.shape[0], 1), g.shape[1], "float32")
+    count[-1:] -= math.prod(g.shape) - size  # padding
+    square = ops.sum(g * g / count, axis=-1, keepdims=True)
+    return beta_2 * velocity + (1 - beta_2) * square
+
+
+def _write_row(state, indices, values, step):
+    """Let the oldest row of the window make room."""
+    oldest = ops.arange(state.written.shape[0]) == ops.argmin(state.written)
     written = ops.where(oldest, step, state.written)
     oldest = ops.reshape(oldest, (-1, 1, 1))
-    new_indices = ops.cast(new_indices, state.indices.dtype)
-    new_values = ops.cast(new_values, state.values.dtype)
-    indices = ops.where(oldest, new_indices, state.indices)
-    values = ops.where(oldest, new_values, state.values)
+    indices = ops.cast(indices, state.indices.dtype)
+    values = ops.cast(values, state.values.dtype)
+    indices = ops.where(oldest, indices, state.indices)
+    return indices, ops.where(oldest, values, state.values), written
 
-    # Adam over the window
-    age = ops.cast(step - written, "float32")
+
+def _adam_over_window(
+    indices,
+    values,
+    written,
+    block_size,
+    t,
+    v_hat,
+    betas,
+    epsilon,
+    bias_correction,
+):
+    beta_1, beta_2 = betas
+    age = t - ops.cast(written, "float32")
     weights_1 = ops.where(written > 0, ops.power(beta_1, age), 0.0)
     weights_2 = ops.where(written > 0, ops.power(beta_2, age), 0.0)
-    c_1, c_2 = 1 / ops.sum(weights_1), 1 / ops.sum(weights_2)
-    if bias_correction == "full":
-        t = ops.cast(step, "float32")
-        c_1 = (1 - beta_1) / (1 - ops.power(beta_1, t))
-        c_2 = (1 - beta_2) / (1 - ops.power(beta_2, t))
+    w_1 = ops.reshape(weights_1, (-1, 1, 1))
+    w_2 = ops.reshape(weights_2, (-1, 1, 1))
     v = ops.cast(values, "float32")
-    z_1 = ops.reshape(c_1 * weights_1, (-1, 1, 1)) * v
-    z_2 = ops.reshape(c_2 * weights_2, (-1, 1, 1)) * v * v
-    z_1 = _at_indices(indices, z_1, block_size)
-    z_2 = _at_indices(indices, z_2, block_size)
-    u = z_1 / (ops.sqrt(z_2) + epsilon)
-    u = ops.reshape(ops.reshape(u, (-1,))[:size], gradient.shape)
-    return u, MicroAdamState(indices, values, written, codes, low, high)
+    z_1 = _at_indices(indices, w_1 * v, block_size)
+    z_2 = _at_indices(indices, w_2 * v * v, block_size)
+    if bias_correction == "full":
+        z_1 = z_1 * ((1 - beta_1) / (1 - ops.power(beta_1, t)))
+        z_2 = z_2 * ((1 - beta_2) / (1 - ops.power(beta_2, t)))
+    else:
+        held = _at_indices(indices, w_2 * ops.ones_like(v), block_size)
+        z_1 = z_1 / ops.sum(weights_1)
+        # An entry that all rows hold leaves a rounding error, of any sign.
+        free = ops.maximum(ops.sum(weights_2) - held, 0.0)
+        z_2 = z_2 + free * v_hat
+        z_2 = z_2 / ops.sum(weights_2)
+    return z_1 / (ops.sqrt(z_2) + epsilon)
 
 
 def _at_indices(indices, values, block_size):
     """Sum `values`, of shape `(..., blocks, k)`, into their places."""
     blocks = indices.shape[-2]
+    if not blocks:
+        return ops.zeros((0, block_size))
     first = ops.arange(blocks, dtype="int32")[:, None] * block_size
     places = ops.reshape(ops.cast(indices, "int32") + first, (-1,))
     values = ops.reshape(ops.cast(values, "float32"), (-1,))

@@ -66,7 +66,7 @@ def quantize_8bit(x, signed=True, noise=0.5):
         - FlashOptim, [arXiv 2602.23349](https://arxiv.org/abs/2602.23349)
     """
     shape = tuple(x.shape)
-    x = _split(x)
+    x = split_groups(x)
     x = x if signed else ops.sqrt(x)
     scale = ops.sqrt(ops.max(ops.abs(x), axis=-1))
     scale = _round_to_float16(ops.minimum(scale, LARGEST_FLOAT16), noise)
@@ -76,7 +76,7 @@ def quantize_8bit(x, signed=True, noise=0.5):
         codes = 254 * ratio / (1 + ops.abs(ratio))
     else:
         codes = ops.maximum(255 * ratio, ops.cast(x > 0, "float32"))
-    codes = _join(ops.floor(codes + 0.5), shape)
+    codes = join_groups(ops.floor(codes + 0.5), shape)
     codes = ops.cast(codes, "int8" if signed else "uint8")
     return codes, ops.cast(scale, "float16")
 
@@ -91,7 +91,7 @@ def dequantize_8bit(codes, scale):
     Returns:
         float32 tensor of the shape of `codes`.
     """
-    y = _split(ops.cast(codes, "float32"))
+    y = split_groups(ops.cast(codes, "float32"))
     scale = ops.expand_dims(ops.cast(scale, "float32"), -1)
     s = scale * scale
     if keras.backend.standardize_dtype(codes.dtype) == "uint8":
@@ -99,28 +99,29 @@ def dequantize_8bit(codes, scale):
     else:
         y = y * (1 / 127)
         x = s * (y / (2 - ops.abs(y)))
-    return _join(x, tuple(codes.shape))
+    return join_groups(x, tuple(codes.shape))
 
 
 def scale_shape(shape):
     """Return the shape of the scales of a tensor of the given shape."""
-    if _is_along_last(shape):
+    if is_along_last(shape):
         return (*shape[:-1], math.ceil(shape[-1] / GROUP_SIZE))
     # An empty tensor keeps one group: there is no maximum of nothing.
     return (max(1, math.ceil(math.prod(shape) / GROUP_SIZE)),)
 
 
-def _is_along_last(shape):
+def is_along_last(shape):
+    """Return whether groups of a tensor lie in rows of its last axis."""
     if math.prod(shape) == 0 or not shape:
         return False
     padded = math.ceil(shape[-1] / GROUP_SIZE) * GROUP_SIZE
     return padded <= LARGEST_PADDING * shape[-1]
 
 
-def _split(x):
+def split_groups(x):
     """Turn a tensor into its groups, on a new last axis."""
     shape = tuple(x.shape)
-    if not _is_along_last(shape):
+    if not is_along_last(shape):
         x = ops.reshape(x, (math.prod(shape),))
     missing = scale_shape(shape)[-1] * GROUP_SIZE - x.shape[-1]
     if missing:
@@ -128,11 +129,11 @@ def _split(x):
     return ops.reshape(x, (*scale_shape(shape), GROUP_SIZE))
 
 
-def _join(groups, shape):
-    """Undo `_split`."""
+def join_groups(groups, shape):
+    """Undo `split_groups`."""
     row = groups.shape[-2] * GROUP_SIZE
     x = ops.reshape(groups, (*groups.shape[:-2], row))
-    size = shape[-1] if _is_along_last(shape) else math.prod(shape)
+    size = shape[-1] if is_along_last(shape) else math.prod(shape)
     return ops.reshape(x if row == size else x[..., :size], shape)
 
 

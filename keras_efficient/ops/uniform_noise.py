@@ -17,6 +17,28 @@ def uniform_noise(shape, step, seed):
     return ops.reshape(x, shape)
 
 
+def uniform_noises(sizes, step):
+    """Return `uniform_noise((size,), step, seed)` of each, one after another.
+
+    Args:
+        sizes: Dict from seeds to sizes, both integers.
+        step: int32 tensor.
+
+    Returns:
+        float32 tensor of shape `(sum(sizes.values()),)`.
+    """
+    if len(sizes) == 1:
+        ((seed, size),) = sizes.items()
+        return uniform_noise((size,), step, seed)
+    seeds, sizes = list(sizes), list(sizes.values())
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    keys = _mix(step + _mix(ops.convert_to_tensor(seeds, "int32")))
+    keys = keys - ops.convert_to_tensor(starts, "int32")
+    keys = ops.repeat(keys, ops.convert_to_tensor(sizes, "int32"))
+    x = _mix(ops.arange(sum(sizes), dtype="int32") + keys)
+    return ops.cast(_shift(x, 8), "float32") * 2.0**-24
+
+
 def _mix(x):
     x = ops.bitwise_xor(x, _shift(x, 16)) * -2048144789
     x = ops.bitwise_xor(x, _shift(x, 13)) * -1028477387

@@ -1,8 +1,11 @@
 import keras
+from keras import ops
 
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops import adam_step
+from keras_efficient.ops.fused_adam_8bit_step import fused_adam_8bit_step
+from keras_efficient.ops.uniform_noise import uniform_noises
 from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 
 
@@ -22,8 +25,12 @@ class Adam8bit(Optimizer8bit):
     of 32 entries in a row of the last axis, `(..., ceil(last / 32))`, unless
     rows that 32 does not divide would need more than 1.2 scales for 32
     entries, as rows of 33 entries do, or of 10: then groups run over the
-    flattened parameter, and do not shard with it. Tensors of fewer than
-    `min_size` elements keep plain Adam in float32.
+    flattened parameter. Tensors of fewer than `min_size` elements keep plain
+    Adam in float32.
+
+    Under `keras.distribution`, codes and float32 moments have the layout of
+    their parameter, and scales have it on all axes but the last, which is not
+    divided; scales of a flattened parameter are on every device.
 
     Moments keep their precision for gradients from 1e-7, below which
     `epsilon` stops them in Adam, too, to 4e9. Larger moments are clipped.
@@ -86,10 +93,25 @@ class Adam8bit(Optimizer8bit):
                 f"may be 0. Received: epsilon={epsilon}"
             )
 
-    def _step_8bit(self, gradient, state, seed):
+    def _step_kernel(self, value, gradient, state, learning_rate, seed):
+        return fused_adam_8bit_step(
+            value,
+            gradient,
+            Adam8bitState(*state),
+            learning_rate,
+            seed=seed,
+            **self._options(),
+        )
+
+    def _step_8bit(self, gradient, state, groups):
         state = Adam8bitState(*state)
+        options = self._options()
+        noise = uniform_noises(groups, ops.cast(options["step"], "int32"))
         update, state = adam_8bit_step(
-            gradient, state, seed=seed, **self._options()
+            gradient,
+            state,
+            noise=ops.reshape(noise, state.velocity_scale.shape),
+            **options,
         )
         return update, *state
 

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_efficient.ops import adam_step
 from keras_efficient.ops import ld_adam_step
+from keras_efficient.optimizers.state_layout import state_layout
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -33,6 +34,10 @@ class LDAdam(keras.optimizers.Optimizer):
     fewer than `min_size` elements or with a side shorter than `rank`; and to
     embeddings and the layers in `exclude_layers`, as in the paper, which
     gives a low rank to linear layers inside the network only.
+
+    Under `keras.distribution`, state of the shape of the parameter (the
+    moments of plain Adam, and the error feedback if `"full"`) has its layout;
+    subspace, moments in it and quantized error feedback are on every device.
 
     A step costs a QR decomposition of n x r and eight products with r x c, on
     top of Adam: choose it for the memory.
@@ -229,8 +234,9 @@ class LDAdam(keras.optimizers.Optimizer):
 
     def _add(self, variable, name, shape, dtype="float32", initializer="zeros"):
         name = f"{variable.path.replace('/', '_')}_{name}"
+        layout = state_layout(variable, shape)
         return self.add_variable(
-            shape, initializer=initializer, dtype=dtype, name=name
+            shape, initializer, dtype, layout=layout, name=name
         )
 
     def update_step(self, gradient, variable, learning_rate):

@@ -60,7 +60,7 @@ class Lion8bit(Optimizer8bit):
         self.beta_2 = beta_2
         self._validate_range("beta_1", "beta_2")
 
-    def _step_8bit(self, gradient, state, seed):
+    def _step_8bit(self, gradient, state, groups):
         return lion_8bit_step(gradient, *state, **self._options())
 
     def _step_float32(self, gradient, state):

@@ -6,8 +6,9 @@ from keras import ops
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import adam_step
 from keras_efficient.ops import micro_adam_step
-
-LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
+from keras_efficient.ops.fused_micro_adam_step import fused_micro_adam_step
+from keras_efficient.optimizers.micro_adam_options import check_options
+from keras_efficient.optimizers.state_layout import state_layout
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -15,15 +16,26 @@ class MicroAdam(keras.optimizers.Optimizer):
     """Adam that keeps 0.9 bytes of state a parameter instead of 8.
 
     Of each gradient only the largest 1 % of the entries (3 of each block of
-    256) enter the moments, which are sums over a window of the last 10
-    steps. The rest is not lost: it is kept in four bits an entry and added to
-    the next gradient. See `keras_efficient.ops.micro_adam_step` for the
-    equations and for where they differ from the paper.
+    256) enter the moments, which are means over a window of the last 10
+    steps. The rest moves by one second moment for each block, and by a
+    momentum that is kept in four bits an entry: the error feedback of the
+    paper, of which a part is applied at each step. See
+    `keras_efficient.ops.micro_adam_step` for the equations and for where they
+    differ from the paper, and why.
+
+    The learning rate is Adam's. The setting of the paper, which wants
+    another, is `alpha=0.0, bias_correction="full", rounding="nearest"`.
 
     Bytes of state a parameter, at the defaults: 0.35 for the window (one
     byte for the place and two for the value, 3 of 256 entries, 10 times),
-    0.5 for the error feedback and 0.06 for the bounds of its buckets.
-    Tensors of fewer than `min_size` elements keep plain Adam in float32.
+    0.5 for the error feedback, 0.06 for the bounds of its buckets and 0.02
+    for the second moments of the blocks: 0.94 in all, at most 0.95 from 8200
+    elements on and 0.98 from 4096. Tensors of fewer than `min_size` elements
+    keep plain Adam in float32.
+
+    Under `keras.distribution`, the moments of plain Adam have the layout of
+    their parameter; the compressed state, of the flattened parameter, is on
+    every device.
 
     Non-finite entries of a gradient count as 0, so that they never enter the
     state. The parameters then move by what is left in the window; use
@@ -49,10 +61,13 @@ class MicroAdam(keras.optimizers.Optimizer):
             bounds of the error feedback. Defaults to `64`.
         min_size: Integer. Smaller tensors keep plain Adam. Defaults to
             `4096`.
+        alpha: Float in [0, 1], the part of the error feedback that moves the
+            parameters at each step; its momentum decays by `1 - alpha`.
+            Defaults to `0.4`.
         rounding: `"stochastic"` or `"nearest"`, how the error feedback is
             rounded to four bits. Defaults to `"stochastic"`.
-        bias_correction: `"full"`, Adam's, or `"window"`, by the weights of
-            the steps in the window. Defaults to `"full"`.
+        bias_correction: `"window"`, by the weights of the steps in the
+            window, or `"full"`, Adam's. Defaults to `"window"`.
         value_dtype: `"bfloat16"` or `"float32"`, of the entries in the
             window. Defaults to `"bfloat16"`.
         weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema,
@@ -87,8 +102,9 @@ class MicroAdam(keras.optimizers.Optimizer):
         block_size=256,
         bucket_size=64,
         min_size=4096,
+        alpha=0.4,
         rounding="stochastic",
-        bias_correction="full",
+        bias_correction="window",
         value_dtype="bfloat16",
         weight_decay=None,
         clipnorm=None,
@@ -124,59 +140,11 @@ class MicroAdam(keras.optimizers.Optimizer):
         self.block_size = block_size
         self.bucket_size = bucket_size
         self.min_size = min_size
+        self.alpha = alpha
         self.rounding = rounding
         self.bias_correction = bias_correction
         self.value_dtype = value_dtype
-        self._validate()
-
-    def _validate(self):
-        for name in ("beta_1", "beta_2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1). "
-                    f"Received: {name}={getattr(self, name)}"
-                )
-        if not self.epsilon > 0:
-            raise ValueError(
-                "`epsilon` must be positive: the second moment of most "
-                f"entries is 0. Received: epsilon={self.epsilon}"
-            )
-        if not 0 < self.density <= 1:
-            raise ValueError(
-                "`density` must be in (0, 1]: it is the part of each gradient "
-                f"that enters the window. Received: density={self.density}"
-            )
-        if not 1 <= self.window:
-            raise ValueError(
-                f"`window` must be at least 1. Received: window={self.window}"
-            )
-        if self.bucket_size < 2 or self.bucket_size % 2:
-            raise ValueError(
-                "`bucket_size` must be even, because two codes share a byte. "
-                f"Received: bucket_size={self.bucket_size}"
-            )
-        if not 0 < self.block_size <= LARGEST_BLOCK:
-            raise ValueError(
-                f"`block_size` must be from 1 to {LARGEST_BLOCK}, so that the "
-                "place of an entry fits its int16 index. Received: "
-                f"block_size={self.block_size}"
-            )
-        if self.block_size % self.bucket_size:
-            raise ValueError(
-                "`block_size` must be a multiple of `bucket_size`. Received: "
-                f"block_size={self.block_size}, "
-                f"bucket_size={self.bucket_size}"
-            )
-        for name, choices in (
-            ("rounding", ("stochastic", "nearest")),
-            ("bias_correction", ("full", "window")),
-            ("value_dtype", ("bfloat16", "float32")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {choices}. "
-                    f"Received: {name}={getattr(self, name)}"
-                )
+        check_options(self)
 
     def build(self, variables):
         if self.built:
@@ -186,7 +154,7 @@ class MicroAdam(keras.optimizers.Optimizer):
         # velocity) where the variable is small.
         self._states = [
             self._add_micro_adam_state(variable, math.prod(variable.shape))
-            if math.prod(variable.shape) >= self.min_size
+            if math.prod(variable.shape) >= max(1, self.min_size)
             else self._add_adam_state(variable)
             for variable in variables
         ]
@@ -199,7 +167,8 @@ class MicroAdam(keras.optimizers.Optimizer):
 
     def _add_micro_adam_state(self, variable, size):
         k = math.ceil(self.density * self.block_size)
-        entries = (self.window, math.ceil(size / self.block_size), k)
+        blocks = math.ceil(size / self.block_size)
+        entries = (self.window, blocks, k)
         buckets = math.ceil(size / self.bucket_size)
         index_dtype = "uint8" if self.block_size <= 256 else "int16"
         slots = MicroAdamState(
@@ -209,6 +178,7 @@ class MicroAdam(keras.optimizers.Optimizer):
             codes=((buckets, self.bucket_size // 2), "uint8"),
             low=((buckets, 1), "bfloat16"),
             high=((buckets, 1), "bfloat16"),
+            velocity=((blocks, 1), "float32"),
         )
         return MicroAdamState(
             *(
@@ -219,36 +189,49 @@ class MicroAdam(keras.optimizers.Optimizer):
 
     def _add(self, variable, name, shape, dtype):
         name = f"{variable.path.replace('/', '_')}_{name}"
-        return self.add_variable(shape, dtype=dtype, name=name)
+        layout = state_layout(variable, shape)
+        return self.add_variable(shape, dtype=dtype, layout=layout, name=name)
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         slots = self._states[index]
+        value = ops.convert_to_tensor(variable)
         state = [ops.convert_to_tensor(slot) for slot in slots]
         # TensorFlow's gradient of an embedding is sparse; this makes it dense.
         gradient = ops.reshape(gradient, variable.shape)
-        options = {
+        if not isinstance(slots, MicroAdamState):
+            update, *state = adam_step(gradient, *state, **self._options())
+        else:
+            state = MicroAdamState(*state)
+            options = {**self._options(), **self._compression(), "seed": index}
+            results = fused_micro_adam_step(
+                value, gradient, state, learning_rate, **options
+            )
+            if results is not None:
+                for target, result in zip([variable, *slots], results):
+                    self.assign(target, result)
+                return
+            update, state = micro_adam_step(gradient, state, **options)
+        for slot, result in zip(slots, state):
+            self.assign(slot, result)
+        update = ops.cast(learning_rate, "float32") * update
+        self.assign_sub(variable, ops.cast(update, variable.dtype))
+
+    def _options(self):
+        return {
             "step": self.iterations + 1,
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
         }
-        if isinstance(slots, MicroAdamState):
-            update, state = micro_adam_step(
-                gradient,
-                MicroAdamState(*state),
-                block_size=self.block_size,
-                rounding=self.rounding,
-                bias_correction=self.bias_correction,
-                seed=index,
-                **options,
-            )
-        else:
-            update, *state = adam_step(gradient, *state, **options)
-        for slot, value in zip(slots, state):
-            self.assign(slot, value)
-        update = ops.cast(learning_rate, "float32") * update
-        self.assign_sub(variable, ops.cast(update, variable.dtype))
+
+    def _compression(self):
+        return {
+            "block_size": self.block_size,
+            "alpha": self.alpha,
+            "rounding": self.rounding,
+            "bias_correction": self.bias_correction,
+        }
 
     def get_config(self):
         config = {
@@ -262,6 +245,7 @@ class MicroAdam(keras.optimizers.Optimizer):
                 "block_size",
                 "bucket_size",
                 "min_size",
+                "alpha",
                 "rounding",
                 "bias_correction",
                 "value_dtype",

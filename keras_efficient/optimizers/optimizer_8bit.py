@@ -3,7 +3,11 @@ import math
 import keras
 from keras import ops
 
+from keras_efficient.kernels.tensors import framework_of
 from keras_efficient.ops.quantize_8bit import scale_shape
+from keras_efficient.optimizers.batched_step import batched_step
+from keras_efficient.optimizers.state_layout import scale_layout
+from keras_efficient.optimizers.state_layout import state_layout
 
 
 class Optimizer8bit(keras.optimizers.Optimizer):
@@ -48,8 +52,7 @@ class Optimizer8bit(keras.optimizers.Optimizer):
 
     def _add_8bit_state(self, variable):
         shape = tuple(variable.shape)
-        layout = _layout_of(variable)
-        scale_layout = _scale_layout(layout, shape)
+        layout = state_layout(variable, shape)
         slots = []
         for name, dtype in self.MOMENTS.items():
             codes, scale = f"{name}_codes", f"{name}_scale"
@@ -60,13 +63,13 @@ class Optimizer8bit(keras.optimizers.Optimizer):
                     scale,
                     scale_shape(shape),
                     "float16",
-                    scale_layout,
+                    scale_layout(variable),
                 ),
             ]
         return slots
 
     def _add_float32_state(self, variable):
-        layout = _layout_of(variable)
+        layout = state_layout(variable, variable.shape)
         return [
             self._add(variable, name, variable.shape, "float32", layout)
             for name in self.MOMENTS
@@ -79,20 +82,49 @@ class Optimizer8bit(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         slots = self._states[index]
+        value = ops.convert_to_tensor(variable)
         state = [ops.convert_to_tensor(slot) for slot in slots]
         # TensorFlow's gradient of an embedding is sparse; this makes it dense.
         gradient = ops.reshape(gradient, variable.shape)
-        if len(slots) > len(self.MOMENTS):
-            update, *state = self._step_8bit(gradient, state, seed=index)
-        else:
+        if len(slots) == len(self.MOMENTS):
             update, *state = self._step_float32(gradient, state)
-        for slot, value in zip(slots, state):
-            self.assign(slot, value)
+        else:
+            results = self._step_kernel(
+                value, gradient, state, learning_rate, index
+            )
+            if results is not None:
+                for target, result in zip([variable, *slots], results):
+                    self.assign(target, result)
+                return
+            groups = {index: math.prod(slots[1].shape)}
+            update, *state = self._step_8bit(gradient, state, groups)
+        for slot, result in zip(slots, state):
+            self.assign(slot, result)
+        self._move(variable, update, learning_rate)
+
+    def _move(self, variable, update, learning_rate):
         update = ops.cast(learning_rate, "float32") * update
         self.assign_sub(variable, ops.cast(update, variable.dtype))
 
-    def _step_8bit(self, gradient, state, seed):
-        """Return the update and the new codes and scales."""
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        """Update all variables; on PyTorch many of them at a time."""
+        if framework_of(grads) != "torch":
+            super()._backend_update_step(
+                grads, trainable_variables, learning_rate
+            )
+        else:
+            batched_step(self, grads, trainable_variables, learning_rate)
+
+    def _step_kernel(self, value, gradient, state, learning_rate, seed):
+        """Return the new value, codes and scales, or `None` without kernel."""
+        return None
+
+    def _step_8bit(self, gradient, state, groups):
+        """Return the update and the new codes and scales.
+
+        `groups` tells of the index of each variable that the gradient is made
+        of how many groups it has.
+        """
         raise NotImplementedError
 
     def _step_float32(self, gradient, state):
@@ -101,17 +133,3 @@ class Optimizer8bit(keras.optimizers.Optimizer):
 
     def get_config(self):
         return {**super().get_config(), "min_size": self.min_size}
-
-
-def _layout_of(variable):
-    distribution = keras.distribution.distribution()
-    return distribution and distribution.get_variable_layout(variable)
-
-
-def _scale_layout(layout, shape):
-    if not isinstance(layout, keras.distribution.TensorLayout):
-        return None
-    rank = len(scale_shape(shape))
-    # Groups along the last axis leave the others; flattened groups leave none.
-    axes = [*layout.axes[:-1], None] if rank == len(shape) else [None]
-    return keras.distribution.TensorLayout(axes, layout.device_mesh)

@@ -69,7 +69,7 @@ class SGD8bit(Optimizer8bit):
                 f"Received: momentum={momentum}"
             )
 
-    def _step_8bit(self, gradient, state, seed):
+    def _step_8bit(self, gradient, state, groups):
         return sgd_8bit_step(gradient, *state, **self._options())
 
     def _step_float32(self, gradient, state):

@@ -8,6 +8,8 @@ from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops import adam_step
 from keras_efficient.ops import sink_gd_step
 from keras_efficient.ops.quantize_8bit import scale_shape
+from keras_efficient.optimizers.state_layout import scale_layout
+from keras_efficient.optimizers.state_layout import state_layout
 
 SMALLEST_8BIT = 4096  # elements; smaller tensors have Adam in float32
 
@@ -28,7 +30,8 @@ class SinkGD(keras.optimizers.Optimizer):
     of a language model), and tensors of fewer than `min_size` elements. That
     is 2.13 bytes for tensors of at least 4096 elements, see
     `keras_efficient.ops.adam_8bit_step`, and 8 for smaller ones or for all
-    (`rest="adam"`).
+    (`rest="adam"`). Under `keras.distribution` it has the layout of its
+    parameter, as in `keras_efficient.optimizers.Adam8bit`.
 
     Two deviations from the paper. Small matrices go to Adam, because their
     state costs nothing and Adam averages over steps, which this does not;
@@ -181,18 +184,23 @@ class SinkGD(keras.optimizers.Optimizer):
 
     def _add_rest_state(self, variable):
         shape = tuple(variable.shape)
-        slots = {"momentum": (shape, "float32"), "velocity": (shape, "float32")}
+        layout = state_layout(variable, shape)
+        moment = (shape, "float32", layout)
+        slots = {"momentum": moment, "velocity": moment}
         if self.rest == "adam8bit" and math.prod(shape) >= SMALLEST_8BIT:
+            scale = (scale_shape(shape), "float16", scale_layout(variable))
             slots = Adam8bitState(
-                momentum_codes=(shape, "int8"),
-                momentum_scale=(scale_shape(shape), "float16"),
-                velocity_codes=(shape, "uint8"),
-                velocity_scale=(scale_shape(shape), "float16"),
+                momentum_codes=(shape, "int8", layout),
+                momentum_scale=scale,
+                velocity_codes=(shape, "uint8", layout),
+                velocity_scale=scale,
             )._asdict()
         path = variable.path.replace("/", "_")
         return tuple(
-            self.add_variable(shape, dtype=dtype, name=f"{path}_{name}")
-            for name, (shape, dtype) in slots.items()
+            self.add_variable(
+                shape, dtype=dtype, layout=layout, name=f"{path}_{name}"
+            )
+            for name, (shape, dtype, layout) in slots.items()
         )
 
     def _rest_step(self, gradient, state, seed):

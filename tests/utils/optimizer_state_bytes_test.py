@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_efficient.optimizers import Adam8bit
+from keras_efficient.optimizers import LDAdam
 from keras_efficient.optimizers import MicroAdam
 from keras_efficient.utils import optimizer_state_bytes
 
@@ -62,7 +64,11 @@ def optimizer_state_bytes_of_adam(model):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [keras.optimizers.SGD, keras.optimizers.Adam, MicroAdam]
+    "optimizer",
+    [
+        *(keras.optimizers.SGD, keras.optimizers.Adam),
+        *(MicroAdam, Adam8bit, LDAdam),
+    ],
 )
 def test_agrees_with_the_summary(optimizer):
     optimizer = optimizer()

@@ -1,0 +1,112 @@
+"""Switches of the package, as `keras.config` has those of Keras."""
+
+import sys
+
+from keras_efficient.kernels import policy
+
+_ROWS = [
+    (framework, device)
+    for framework in ("jax", "tensorflow", "torch")
+    for device in ("cpu", "cuda")
+]
+
+
+def set_kernels(kernels):
+    """Choose the kernels that optimizers and operations run on.
+
+    Kernels and the portable form have the same variables and the same results,
+    up to the last digits of float32; only time and memory differ. What a
+    framework has compiled by then keeps what it was compiled with: choose
+    before the first training step.
+
+    Args:
+        kernels: String. `"auto"`: the fastest that can run, silently the
+            portable form where none can. `"off"`: always the portable form.
+            `"numba"` and `"triton"`: this one, or an error that says why not,
+            here or at the first use. The environment variable
+            `KERAS_EFFICIENT_KERNELS` takes the same values and counts until
+            this function is called. Without both it is `"auto"`.
+
+    Raises:
+        ValueError: if `kernels` is none of these.
+        RuntimeError: if the package behind the kernel cannot be used.
+
+    Example:
+
+    ```python
+    keras_efficient.config.set_kernels("off")
+    ```
+    """
+    policy.set_kernels(kernels)
+
+
+def kernels():
+    """Return what `set_kernels` or `KERAS_EFFICIENT_KERNELS` chose.
+
+    Returns:
+        String: `"auto"`, `"off"`, `"numba"` or `"triton"`.
+
+    Raises:
+        ValueError: if the environment variable has another value.
+    """
+    return policy.kernels()
+
+
+def report():
+    """Print which kernel serves which device, and why not where there is none.
+
+    No framework is imported for it. Whether there is a CUDA device is only
+    known in a process that has imported PyTorch.
+
+    Returns:
+        List of dicts with the strings `framework`, `device`, `kernel`
+        (`"numba"`, `"triton"` or `"portable"`) and `reason`, which is empty
+        where a kernel serves the device.
+
+    Raises:
+        ValueError: if `KERAS_EFFICIENT_KERNELS` has an unknown value.
+
+    Example:
+
+    ```python
+    rows = keras_efficient.config.report()
+    ```
+    """
+    rows = [_row(*names) for names in _ROWS]
+    title = f"kernels: {kernels()}"
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:  # Keras depends on it, but could stop to
+        print(title)
+        for row in rows:
+            print("  ".join(row.values()))
+        return rows
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+    return rows
+
+
+def _row(framework, device):
+    kernel, reason = None, None
+    if kernels() == "off":
+        reason = "kernels are off"
+    elif device == "cuda" and not _may_have_cuda():
+        reason = "no CUDA device here"
+    else:
+        wanted = policy.wanted(framework, device)
+        reason = policy.why_not(wanted, framework, device)
+        kernel = None if reason else wanted
+    return {
+        "framework": framework,
+        "device": device,
+        "kernel": kernel or "portable",
+        "reason": reason or "",
+    }
+
+
+def _may_have_cuda():
+    torch = sys.modules.get("torch")
+    return torch is None or torch.cuda.is_available()

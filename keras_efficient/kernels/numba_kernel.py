@@ -1,0 +1,200 @@
+"""A kernel with its signature, compiled for the dtypes it meets."""
+
+import hashlib
+import inspect
+import os
+import threading
+
+from keras_efficient.kernels.tensors import Spec
+
+# Numba has no type for these on the CPU: kernels get their bits.
+_BITS = {"bfloat16": "uint16", "float16": "uint16"}
+_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+
+_lock = threading.RLock()
+_targets = {}  # all names given to XLA in this process
+
+
+class NumbaKernel:
+    """What `numba_ffi` knows of a kernel. See there for the arguments."""
+
+    def __init__(self, kernel, in_place, outputs, dtypes, options):
+        self.function = getattr(kernel, "py_func", kernel)  # if compiled
+        self.name = self.function.__name__
+        self.parameters = tuple(inspect.signature(self.function).parameters)
+        in_place = (in_place,) if isinstance(in_place, str) else in_place
+        self.in_place = tuple(in_place)
+        self.outputs = dict(outputs or {})
+        self.dtypes = dict(dtypes or {})
+        self.options = options
+        self._check_names()
+        self.inputs = [p for p in self.parameters if p not in self.outputs]
+        self.results = [
+            p
+            for p in self.parameters
+            if p in self.outputs or p in self.in_place
+        ]
+        # From the index among the inputs to that among the results.
+        self.aliases = {
+            self.inputs.index(p): self.results.index(p) for p in self.in_place
+        }
+        self._dispatcher = None
+        self._handlers = {}
+
+    def _check_names(self):
+        likes = [x for x in self.outputs.values() if isinstance(x, str)]
+        inputs = [p for p in self.parameters if p not in self.outputs]
+        for argument, names, known in (
+            ("in_place", self.in_place, self.parameters),
+            ("outputs", self.outputs, self.parameters),
+            ("outputs", likes, inputs),
+            ("dtypes", self.dtypes, inputs),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(
+                        f"`{argument}` of '{self.name}' must name parameters "
+                        f"among {tuple(known)}. Received: {name!r}"
+                    )
+        both = set(self.in_place) & set(self.outputs)
+        if both:
+            raise ValueError(
+                "A parameter cannot be in `in_place` and in `outputs`. "
+                f"Received: {sorted(both)}"
+            )
+        if not self.in_place and not self.outputs:
+            raise ValueError(
+                f"'{self.name}' has no result. Name at least one of its "
+                f"parameters {self.parameters} in `in_place` or `outputs`."
+            )
+
+    def check_inputs(self, specs):
+        """Raise an error if the dtypes of the inputs are not allowed."""
+        for name, spec in zip(self.inputs, specs):
+            allowed = self.dtypes.get(name, _DTYPES)
+            allowed = (allowed,) if isinstance(allowed, str) else allowed
+            if spec.dtype not in allowed:
+                raise TypeError(
+                    f"'{name}' of '{self.name}' must have dtype "
+                    f"{' or '.join(allowed)}. Received: {spec.dtype} with "
+                    f"shape {spec.shape}"
+                )
+
+    def result_specs(self, specs):
+        """Return a `Spec` for each result, given those of the inputs."""
+        known = dict(zip(self.inputs, specs))
+        for name, output in self.outputs.items():
+            if callable(output):
+                output = output(*specs)
+            elif isinstance(output, str):
+                output = known[output]
+            shape, dtype = output
+            if dtype not in _DTYPES:
+                raise TypeError(
+                    f"The output '{name}' of '{self.name}' must have one of "
+                    f"the dtypes {_DTYPES}. Received: {dtype!r}"
+                )
+            known[name] = Spec(tuple(map(int, shape)), dtype)
+        return [known[name] for name in self.results]
+
+    def dispatcher(self):
+        """Return the kernel as a function on arrays that Numba compiles."""
+        import numba
+
+        with _lock:
+            if self._dispatcher is None:
+                options = {
+                    "error_model": "numpy",
+                    "nogil": True,
+                    "cache": True,
+                    **self.options,
+                }
+                parallel = options.get("parallel")
+                # It ends the process when two threads enter it.
+                if parallel and threading_layer() == "workqueue":
+                    options.update(parallel=False, cache=False)
+                # What is on disk does not tell whether it checks.
+                if numba.config.BOUNDSCHECK:
+                    options["cache"] = False
+                self._dispatcher = _jit(self.function, options)
+            return self._dispatcher
+
+    def handler(self, specs, results):
+        """Return the compiled XLA handler for a signature, and its name.
+
+        Args:
+            specs: List of the `Spec`s of the inputs.
+            results: List of the `Spec`s of the results.
+        """
+        known = dict(zip(self.inputs, specs))
+        known.update(zip(self.results, results))
+        known = [known[name] for name in self.parameters]
+        key = tuple((spec.dtype, len(spec.shape)) for spec in known)
+        with _lock:
+            if key not in self._handlers:
+                self._handlers[key] = self._compile(known, key)
+            return self._handlers[key]
+
+    def _compile(self, specs, key):
+        from keras_efficient.kernels import xla_ffi
+
+        parameters = []
+        for name, spec in zip(self.parameters, specs):
+            is_result = name in self.results
+            index = (self.results if is_result else self.inputs).index(name)
+            spec = Spec(spec.shape, _BITS.get(spec.dtype, spec.dtype))
+            parameters.append((spec, is_result, index))
+        compiled = xla_ffi.compile_handler(
+            self.dispatcher(),
+            parameters,
+            {result: index for index, result in self.aliases.items()},
+            self.name,
+        )
+        # The same in each process, for programs that XLA keeps on disk.
+        text = f"{self.function.__module__}.{self.function.__qualname__}{key}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        name = f"keras_efficient.{self.name}.{digest}"
+        while name in _targets:  # another function of that name
+            name += "_"
+        _targets[name] = compiled
+        return compiled, name
+
+
+def as_argument(array):
+    """View an array of NumPy in the dtype and shape that kernels get."""
+    # Compiled loops cannot read from arrays without an axis.
+    array = array if array.ndim else array.reshape(1)
+    dtype = array.dtype.name
+    return array.view(_BITS[dtype]) if dtype in _BITS else array
+
+
+def threading_layer():
+    """Return Numba's: "tbb", "omp" or "workqueue"."""
+    import numba
+
+    # Read once, when OpenMP is loaded. By default its threads spin while they
+    # wait, beside those of the framework: on 2 busy cores that took 8 to 16 ms
+    # a call, and 0.03 ms with this.
+    missing = "OMP_WAIT_POLICY" not in os.environ
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        numba.get_num_threads()  # starts the layer
+    finally:
+        if missing:
+            del os.environ["OMP_WAIT_POLICY"]
+    return numba.threading_layer()
+
+
+def _jit(function, options):
+    import numba
+
+    try:
+        return numba.njit(**options)(function)
+    except RuntimeError:  # no file to keep a cache beside
+        if not options["cache"]:
+            raise
+        return numba.njit(**{**options, "cache": False})(function)

@@ -1,0 +1,325 @@
+"""The step of `keras_efficient.ops.micro_adam_step` in one pass, in place."""
+
+import functools
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from keras_efficient.kernels.numba_block_top_k import find_largest
+from keras_efficient.kernels.numba_block_top_k import place_of
+from keras_efficient.kernels.numba_ffi import numba_ffi
+from keras_efficient.kernels.numba_group import GROUP_SIZE
+from keras_efficient.kernels.numba_group import fused_multiply_add
+from keras_efficient.kernels.numba_group import mix
+from keras_efficient.kernels.numba_group import subtract
+from keras_efficient.kernels.numba_group import to_float32
+from keras_efficient.kernels.numba_quantize_4bit import bfloat16_bits
+from keras_efficient.kernels.numba_quantize_4bit import bounds
+from keras_efficient.kernels.numba_quantize_4bit import decode
+from keras_efficient.kernels.numba_quantize_4bit import fill_noise
+from keras_efficient.kernels.numba_quantize_4bit import inverse_unit
+from keras_efficient.kernels.numba_quantize_4bit import pack_steps
+from keras_efficient.kernels.numba_quantize_4bit import round_to_bfloat16
+from keras_efficient.kernels.numba_quantize_4bit import spread
+
+# Fewer entries are done sooner than other threads have woken up.
+ENTRIES_A_THREAD = 2**16
+
+_F = np.float32
+_ZERO, _ONE, _LAST_STEP = _F(0), _F(1), _F(15)
+_LARGEST_GRADIENT = _F(1e18)
+
+_jit = functools.partial(
+    numba.njit, error_model="numpy", nogil=True, cache=True
+)
+
+# The parts of the work space, each for the largest block and a group: the
+# rest; its noise; low ends and inverse units of buckets, for each entry; both
+# moments, and the weight of the rows that hold an entry; the moments again, of
+# entries that are held alone. LLVM makes vectors of loops whose arrays do not
+# overlap, and of parts of one array it knows. Their distance is no power of 2,
+# for the sake of the cache.
+_SIZE = 2**15 + 5 * GROUP_SIZE
+_REST, _NOISE, _LOW, _SCALE = range(0, 4 * _SIZE, _SIZE)
+_Z_1, _Z_2, _HELD, _HELD_1, _HELD_2 = range(4 * _SIZE, 9 * _SIZE, _SIZE)
+
+
+@numba_ffi(
+    in_place=(
+        *("parameter", "indices", "values", "written"),
+        *("codes", "low", "high", "velocity"),
+    ),
+    dtypes={
+        "parameter": ("float32", "bfloat16"),
+        "indices": ("uint8", "int16"),
+        "values": ("float32", "bfloat16"),
+        "written": "int32",
+        "codes": "uint8",
+        "low": "bfloat16",
+        "high": "bfloat16",
+        "velocity": "float32",
+        "gradient": ("float32", "bfloat16"),
+        **dict.fromkeys(
+            ("learning_rate", "momentum_bias", "velocity_bias", "options"),
+            "float32",
+        ),
+        **dict.fromkeys(("step", "block_size", "seed"), "int32"),
+        **dict.fromkeys(("is_stochastic", "is_window", "fused"), "bool"),
+    },
+    parallel=True,
+)
+def micro_adam(
+    parameter,
+    indices,
+    values,
+    written,
+    codes,
+    low,
+    high,
+    velocity,
+    gradient,
+    learning_rate,
+    momentum_bias,
+    velocity_bias,
+    step,
+    options,
+    block_size,
+    seed,
+    is_stochastic,
+    is_window,
+    fused,
+):
+    """Update a parameter and its state.
+
+    Args:
+        parameter: Array, not empty.
+        indices: Array as in `MicroAdamState`, as are those up to `velocity`.
+        values: See `indices`.
+        written: See `indices`.
+        codes: See `indices`.
+        low: See `indices`.
+        high: See `indices`.
+        velocity: See `indices`.
+        gradient: Array of the shape of the parameter.
+        learning_rate: Scalar, as are `momentum_bias`, which is
+            1 - beta_1^step, `velocity_bias`, 1 - beta_2^step, and `step`.
+        options: The seven numbers beta_1, 1 - beta_1, beta_2, 1 - beta_2,
+            epsilon, alpha and 1 - alpha.
+        block_size: Integer.
+        seed: int32 for the noise.
+        is_stochastic: Whether rounding is stochastic.
+        is_window: Whether the bias correction is that of the window.
+        fused: Whether codes are computed with fused multiply-adds.
+    """
+    row = np.argmin(written)
+    written[row] = step[0]
+    weights = _weights(written, step[0], options)
+    if is_window[0]:
+        c_1, c_2 = np.sum(weights[0]), np.sum(weights[1])
+        corrections = c_1, c_2, c_2
+    else:
+        corrections = (
+            momentum_bias[0] / options[1],
+            velocity_bias[0] / options[3],
+            _ZERO,
+        )
+    key = np.int64(-1)
+    if is_stochastic[0]:
+        key = np.int64(mix(np.uint32(step[0]) + mix(np.uint32(seed[0]))))
+    half = codes.shape[1]
+    codes, low, high = codes.reshape(-1), low.reshape(-1), high.reshape(-1)
+    velocity = velocity.reshape(-1)
+    parameter, gradient = parameter.reshape(-1), gradient.reshape(-1)
+    arrays = parameter, gradient, indices, values, codes, low, high, velocity
+    rate, bias = learning_rate[0], velocity_bias[0]
+    layout = np.int64(block_size[0]), half, row
+    numbers = key, fused[0], rate, bias, *corrections
+    blocks = velocity.size
+    parts = parameter.size // ENTRIES_A_THREAD
+    if parts <= 1:
+        _run(0, blocks, arrays, weights, options, layout, numbers)
+        return
+    for part in numba.prange(parts):
+        first, last = part * blocks // parts, (part + 1) * blocks // parts
+        _run(first, last, arrays, weights, options, layout, numbers)
+
+
+@_jit
+def _weights(written, step, options):
+    """Return beta_1^age and beta_2^age of each row, 0 for those not written."""
+    weights = np.zeros((2, written.size), _F)
+    for j in range(written.size):
+        if written[j] > 0:
+            age = np.float64(step - written[j])
+            weights[0, j] = _F(np.float64(options[0]) ** age)
+            weights[1, j] = _F(np.float64(options[2]) ** age)
+    return weights
+
+
+@_jit
+def _run(first, last, arrays, weights, options, layout, numbers):
+    """Go through blocks."""
+    parameter, gradient, indices, values, codes, low, high, velocity = arrays
+    block_size, half, row = layout
+    key, fused, rate, bias, c_1, c_2, total = numbers
+    _, _, b_2, d_2, epsilon, alpha, keep = options
+    work = np.empty(9 * _SIZE, _F)
+    work[_REST : _REST + block_size + GROUP_SIZE] = _ZERO
+    for at in (_Z_1, _Z_2, _HELD):
+        work[at : at + block_size] = _ZERO
+    keys = np.empty(block_size + GROUP_SIZE, np.int64)
+    places = np.empty(block_size + 1, np.int32)
+    buckets_a_block = block_size // (2 * half)
+    for block in range(first, last):
+        start = block * block_size
+        end = min(start + block_size, parameter.size)
+        g = gradient[start:end]
+        first_bucket = block * buckets_a_block
+        last_bucket = min(first_bucket + buckets_a_block, low.size)
+        for j in range(first_bucket, last_bucket):
+            at = (j - first_bucket) * 2 * half
+            bytes_ = codes[j * half : (j + 1) * half]
+            decode(work, _REST + at, bytes_, low[j], high[j], fused)
+        work[_REST + g.size : _REST + block_size] = _ZERO
+        _add_gradient(work, g)
+        square = _mean_of_squares(g)
+        velocity[block] = b_2 * velocity[block] + d_2 * square
+        v_hat = velocity[block] / bias
+        _move_largest(work, indices[row, block], values[row, block], keys)
+        size = (last_bucket - first_bucket) * 2 * half
+        fill_noise(work, _NOISE, size, start, key)
+        _encode(
+            work,
+            codes[first_bucket * half : last_bucket * half],
+            low[first_bucket:last_bucket],
+            high[first_bucket:last_bucket],
+            keep,
+            fused,
+        )
+        corrections = c_1, c_2, total, v_hat, epsilon
+        count = _add_window(
+            work, block, indices, values, weights, corrections, places
+        )
+        factor = alpha / (np.sqrt(v_hat) + epsilon)
+        _update(parameter[start:end], work, rate, factor)
+        for i in range(count):
+            work[_Z_1 + places[i]] = _ZERO
+
+
+@_jit
+def _finite(g):
+    g = to_float32(g)
+    return g if abs(g) < _LARGEST_GRADIENT else _ZERO
+
+
+@_jit
+def _add_gradient(work, gradient):
+    for i in range(gradient.size):
+        work[_REST + i] += _finite(gradient[i])
+
+
+# Sums in any order, as vectors need it.
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+def _mean_of_squares(gradient):
+    part, total = _ONE / _F(gradient.size), _ZERO
+    for i in range(gradient.size):
+        g = _finite(gradient[i])
+        total += g * (g * part)
+    return total
+
+
+@_jit
+def _move_largest(work, indices, values, keys):
+    """Take the largest entries from the rest into a row of the window."""
+    k, block_size = indices.size, keys.size - GROUP_SIZE
+    if k < block_size:
+        find_largest(work, _REST, block_size, k, keys)
+    for i in range(k):
+        place = i if k == block_size else place_of(keys[i])
+        x = work[_REST + place]
+        indices[i] = place
+        values[i] = as_stored(x, values[i])
+        work[_REST + place] = x - to_float32(values[i])
+
+
+def as_stored(x, like):
+    """Return x as float32, or as the bits of bfloat16 if `like` is that."""
+
+
+@overload(as_stored)
+def _as_stored(x, like):
+    if like == types.uint16:
+        return lambda x, like: bfloat16_bits(round_to_bfloat16(x))
+    return lambda x, like: x
+
+
+@_jit
+def _encode(work, codes, low, high, factor, fused):
+    """Encode `factor` times the rest; the noise is overwritten."""
+    half = codes.size // low.size
+    for j in range(low.size):
+        at = 2 * half * j
+        first, last = bounds(work, _REST + at, 2 * half, factor)
+        low[j], high[j] = bfloat16_bits(first), bfloat16_bits(last)
+        spread(work, _LOW + at, 2 * half, first)
+        spread(work, _SCALE + at, 2 * half, inverse_unit(first, last))
+    for i in range(2 * codes.size):
+        x = factor * work[_REST + i] - work[_LOW + i]
+        if fused:
+            x = fused_multiply_add(x, work[_SCALE + i], work[_NOISE + i])
+        else:
+            x = x * work[_SCALE + i] + work[_NOISE + i]
+        x = np.floor(x)
+        x = x if x > _ZERO else _ZERO
+        work[_NOISE + i] = x if x < _LAST_STEP else _LAST_STEP
+    for j in range(low.size):
+        part = codes[j * half : (j + 1) * half]
+        pack_steps(work, _NOISE + 2 * half * j, part)
+
+
+@_jit
+def _add_window(work, block, indices, values, weights, corrections, places):
+    """Write Adam's update over the window to `_Z_1`.
+
+    Few entries of a block are held by any row. Returns how many, after
+    writing their places.
+    """
+    c_1, c_2, total, v_hat, epsilon = corrections
+    rows, _, k = indices.shape
+    for j in range(rows):
+        w_1, w_2 = weights[0, j], weights[1, j]
+        if w_1 == _ZERO and w_2 == _ZERO:
+            continue
+        for i in range(k):
+            at = np.int64(indices[j, block, i])
+            x = to_float32(values[j, block, i])
+            work[_Z_1 + at] += w_1 * x
+            work[_Z_2 + at] += w_2 * x * x
+            work[_HELD + at] += w_2
+    count = 0
+    for j in range(rows):
+        for i in range(k):
+            at = np.int64(indices[j, block, i])
+            z_1 = work[_Z_1 + at]
+            # An entry that all rows hold leaves a rounding error.
+            free = max(total - work[_HELD + at], _ZERO)
+            work[_HELD_1 + count] = z_1
+            work[_HELD_2 + count] = work[_Z_2 + at] + free * v_hat
+            work[_Z_1 + at] = work[_Z_2 + at] = work[_HELD + at] = _ZERO
+            places[count] = at
+            count += z_1 != _ZERO
+    for i in range(count):
+        root = np.sqrt(work[_HELD_2 + i] / c_2)
+        work[_HELD_1 + i] = work[_HELD_1 + i] / c_1 / (root + epsilon)
+    for i in range(count):
+        work[_Z_1 + places[i]] = work[_HELD_1 + i]
+    return count
+
+
+@_jit
+def _update(parameter, work, rate, factor):
+    for i in range(parameter.size):
+        u = work[_REST + i] * factor + work[_Z_1 + i]
+        parameter[i] = subtract(parameter[i], rate * u)

@@ -1,0 +1,66 @@
+"""Kernels on the own memory of tensors of PyTorch."""
+
+import numpy as np
+import torch
+
+from keras_efficient.kernels.host import Host
+from keras_efficient.kernels.numba_kernel import as_argument
+from keras_efficient.kernels.tensors import Spec
+
+_BITS = (torch.bfloat16, torch.float16)
+
+
+class TorchHost(Host):
+    framework = "torch"
+
+    # Dynamo would trace into `numpy()`.
+    @torch.compiler.disable
+    def __call__(self, kernel, args):
+        return super().__call__(kernel, args)
+
+    def as_tensor(self, value, name):
+        if isinstance(value, torch.Tensor):
+            return value
+        return torch.from_numpy(np.array(value))
+
+    def spec_of(self, tensor):
+        return Spec(
+            tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        )
+
+    def run(self, kernel, values, specs, results):
+        known = dict(zip(kernel.inputs, values))
+        if torch.is_grad_enabled() and any(x.requires_grad for x in values):
+            raise RuntimeError(
+                f"'{kernel.name}' has no derivative. Call it under "
+                "`torch.no_grad()`, or with `x.detach()`."
+            )
+        for name in kernel.in_place:
+            if not known[name].is_contiguous():
+                raise ValueError(
+                    f"'{name}' is overwritten by '{kernel.name}' and must be "
+                    "contiguous. Received: strides "
+                    f"{known[name].stride()}. Pass `x.contiguous()` and keep "
+                    "the result."
+                )
+        for name, spec in zip(kernel.results, results):
+            if name in kernel.outputs:
+                dtype = getattr(torch, spec.dtype)
+                known[name] = torch.empty(spec.shape, dtype=dtype, device="cpu")
+        kernel.dispatcher()(
+            *(_array(known[name]) for name in kernel.parameters)
+        )
+        for name in kernel.in_place:
+            # So that autograd notices, as after an operation of its own.
+            torch.autograd.graph.increment_version(known[name])
+        return [known[name] for name in kernel.results]
+
+
+def _array(tensor):
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype in _BITS:
+        tensor = tensor.view(torch.uint16)
+    return as_argument(tensor.numpy())
+
+
+call = TorchHost()

@@ -1,0 +1,97 @@
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_efficient.kernels import policy
+from keras_efficient.kernels import traits
+from keras_efficient.ops.quantize_8bit import is_along_last
+
+DTYPES = ("float32", "bfloat16")
+
+
+def fused_adam_8bit_step(
+    parameter,
+    gradient,
+    state,
+    learning_rate,
+    step,
+    beta_1=0.9,
+    beta_2=0.999,
+    epsilon=1e-7,
+    seed=0,
+):
+    """Do `adam_8bit_step`, and the step it computes, in a kernel.
+
+    The same as the portable form
+
+    ```
+    u, state = adam_8bit_step(gradient, state, step)
+    parameter = parameter - learning_rate * u
+    ```
+
+    but in one pass over the memory, without temporaries. On PyTorch the
+    tensors that are given are overwritten and returned.
+
+    Codes are the same bits, as far as the framework computes each operation
+    with one rounding. The root of PyTorch and the graphs of TensorFlow are
+    off by a last digit here and there: one code in a million differs by 1.
+
+    Args:
+        parameter: Tensor.
+        gradient: Tensor of the shape of the parameter.
+        state: `Adam8bitState`.
+        learning_rate: Float or scalar tensor.
+        step: See `adam_8bit_step`, as for `beta_1` to `seed`.
+        beta_1: Float.
+        beta_2: Float.
+        epsilon: Float.
+        seed: Integer.
+
+    Returns:
+        `(parameter, momentum_codes, momentum_scale, velocity_codes,
+        velocity_scale)`, or `None` where no kernel serves these tensors.
+    """
+    tensors = (parameter, *state)
+    if not _has_kernel(*tensors, gradient):
+        return None
+    # Not before it is needed: it imports Numba.
+    from keras_efficient.kernels.numba_adam_8bit import adam_8bit
+
+    shape = tuple(parameter.shape)
+    rows = math.prod(shape[:-1]) if is_along_last(shape) else 1
+
+    def matrix(x):
+        return ops.reshape(ops.stop_gradient(x), (rows, -1))
+
+    options = (beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon)
+    t = ops.cast(step, "float32")
+    results = adam_8bit(
+        *map(matrix, tensors),
+        matrix(gradient),
+        ops.cast(learning_rate, "float32"),
+        1 - ops.power(beta_1, t),
+        1 - ops.power(beta_2, t),
+        ops.cast(step, "int32"),
+        np.array(options, "float32"),
+        seed,
+        traits.multiplies_and_adds_at_once(tensors),
+    )
+    if traits.overwrites(tensors):
+        return tensors
+    return tuple(
+        ops.reshape(result, x.shape) for result, x in zip(results, tensors)
+    )
+
+
+def _has_kernel(parameter, *tensors):
+    # The partitioner of XLA cannot divide a kernel.
+    if keras.distribution.distribution() is not None:
+        return False
+    dtypes = (x.dtype for x in (parameter, tensors[-1]))
+    if any(keras.backend.standardize_dtype(x) not in DTYPES for x in dtypes):
+        return False
+    if not all(map(traits.is_contiguous, (parameter, *tensors[:-1]))):
+        return False
+    return policy.choose(parameter, *tensors) == "numba"

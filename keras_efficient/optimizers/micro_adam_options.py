@@ -1,0 +1,57 @@
+LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
+
+
+def check_options(optimizer):
+    """Raise an error if an option of a `MicroAdam` is outside its range."""
+    for name in ("beta_1", "beta_2"):
+        if not 0 <= getattr(optimizer, name) < 1:
+            raise ValueError(
+                f"`{name}` must be in [0, 1). "
+                f"Received: {name}={getattr(optimizer, name)}"
+            )
+    if not optimizer.epsilon > 0:
+        raise ValueError(
+            "`epsilon` must be positive: the second moment of most "
+            f"entries is 0. Received: epsilon={optimizer.epsilon}"
+        )
+    if not 0 < optimizer.density <= 1:
+        raise ValueError(
+            "`density` must be in (0, 1]: it is the part of each gradient "
+            f"that enters the window. Received: density={optimizer.density}"
+        )
+    if not 0 <= optimizer.alpha <= 1:
+        raise ValueError(
+            "`alpha` must be in [0, 1]: it is the part of the error "
+            f"feedback that is applied. Received: alpha={optimizer.alpha}"
+        )
+    if not 1 <= optimizer.window:
+        raise ValueError(
+            f"`window` must be at least 1. Received: window={optimizer.window}"
+        )
+    if optimizer.bucket_size < 2 or optimizer.bucket_size % 2:
+        raise ValueError(
+            "`bucket_size` must be even, because two codes share a byte. "
+            f"Received: bucket_size={optimizer.bucket_size}"
+        )
+    if not 0 < optimizer.block_size <= LARGEST_BLOCK:
+        raise ValueError(
+            f"`block_size` must be from 1 to {LARGEST_BLOCK}, so that the "
+            "place of an entry fits its int16 index. Received: "
+            f"block_size={optimizer.block_size}"
+        )
+    if optimizer.block_size % optimizer.bucket_size:
+        raise ValueError(
+            "`block_size` must be a multiple of `bucket_size`. Received: "
+            f"block_size={optimizer.block_size}, "
+            f"bucket_size={optimizer.bucket_size}"
+        )
+    for name, choices in (
+        ("rounding", ("stochastic", "nearest")),
+        ("bias_correction", ("window", "full")),
+        ("value_dtype", ("bfloat16", "float32")),
+    ):
+        if getattr(optimizer, name) not in choices:
+            raise ValueError(
+                f"`{name}` must be one of {choices}. "
+                f"Received: {name}={getattr(optimizer, name)}"
+            )

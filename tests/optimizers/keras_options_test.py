@@ -1,0 +1,210 @@
+"""What every Keras optimizer can do, for each of ours."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.optimizers.table import BACKEND
+from tests.optimizers.table import TABLE
+from tests.optimizers.table import check_close
+from tests.optimizers.table import check_equal
+from tests.optimizers.table import each_optimizer
+from tests.optimizers.table import layout_of
+from tests.optimizers.table import make
+from tests.optimizers.table import make_gradients
+from tests.optimizers.table import make_variables
+from tests.optimizers.table import normal
+from tests.optimizers.table import stepper
+from tests.optimizers.table import to_numpy
+
+CODES = 1e-2  # part of the entries that another code may move
+
+
+@each_optimizer
+def test_learning_rate_schedule(name):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [0, 1], [0.1, 0.01, 0.5]
+    )
+    actual, expected = make_variables(), make_variables()
+    manual = make(name)
+    scheduled_step = stepper(make(name, schedule), actual)
+    manual_step = stepper(manual, expected)
+    for step, learning_rate in enumerate([0.1, 0.01, 0.5]):
+        manual.learning_rate = learning_rate
+        scheduled_step(make_gradients(step))
+        manual_step(make_gradients(step))
+        check_close(actual, expected, 1e-6)
+
+
+@each_optimizer
+def test_weight_decay_and_what_is_excluded_from_it(name):
+    decayed = make(name, weight_decay=0.2)
+    decayed.exclude_from_weight_decay(var_names=["bias"])
+    actual, reference = make_variables(), make_variables()
+    decayed_step = stepper(decayed, actual)
+    plain_step = stepper(make(name), reference)
+    expected = to_numpy(actual)
+    for step in range(3):
+        before = to_numpy(reference)
+        after = plain_step(make_gradients(step))
+        for i, decay in enumerate([0.02, 0.02, 0.0]):
+            expected[i] = expected[i] * (1 - decay) + after[i] - before[i]
+        decayed_step(make_gradients(step))
+        check_close(actual, expected)
+
+
+def clip_each(gradients):
+    return [g / np.linalg.norm(g) for g in gradients]
+
+
+def clip_all(gradients):
+    norm = np.sqrt(sum(np.sum(g**2) for g in gradients))
+    return [g / norm for g in gradients]
+
+
+@each_optimizer
+@pytest.mark.parametrize(
+    "option, clip", [("clipnorm", clip_each), ("global_clipnorm", clip_all)]
+)
+def test_clipping(name, option, clip):
+    actual, expected = make_variables(), make_variables()
+    clipped_step = stepper(make(name, **{option: 1.0}), actual)
+    plain_step = stepper(make(name), expected)
+    for step in range(3):
+        gradients = make_gradients(step)
+        clipped_step(gradients)
+        plain_step(clip(gradients))
+    outliers = 0.0 if TABLE[name].exact else CODES
+    check_close(actual, expected, 1e-4, outliers)
+
+
+@each_optimizer
+def test_exponential_average(name):
+    optimizer = make(
+        name, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3
+    )
+    variables, reference = make_variables(), make_variables()
+    ema_step = stepper(optimizer, variables)
+    plain_step = stepper(make(name), reference)
+    averages = None
+    for step in range(3):
+        ema_step(make_gradients(step))
+        values = plain_step(make_gradients(step))
+        averages = [
+            # Keras starts the average at 0 and its momentum at 0
+            x if step == 0 else 0.5 * average + 0.5 * x
+            for x, average in zip(values, averages or values, strict=True)
+        ]
+    check_close(variables, averages)
+
+
+@each_optimizer
+def test_gradient_accumulation(name):
+    actual, expected = make_variables(), make_variables()
+    accumulate = stepper(make(name, gradient_accumulation_steps=2), actual)
+    plain_step = stepper(make(name), expected)
+    for step in range(2):
+        # few digits, so that their mean is exact
+        halves = [
+            [np.round(4 * g) / 4 for g in make_gradients(2 * step + half)]
+            for half in range(2)
+        ]
+        before = to_numpy(actual)
+        check_equal(accumulate(halves[0]), before)
+        accumulate(halves[1])
+        plain_step([(a + b) / 2 for a, b in zip(*halves, strict=True)])
+        check_close(actual, expected, 1e-4)
+
+
+@each_optimizer
+def test_loss_scale_optimizer(name):
+    inner = make(name)
+    scaled = keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0)
+    actual, expected = make_variables(), make_variables()
+    scaled_step = stepper(scaled, actual)
+    plain_step = stepper(make(name), expected)
+    for step in range(2):
+        scaled_step(make_gradients(step, scale=1024.0))
+        plain_step(make_gradients(step))
+        check_close(actual, expected, 1e-4)
+    state, values = to_numpy(inner.variables), to_numpy(actual)
+    overflow = make_gradients(2)
+    overflow[0][0, 0] = np.inf
+    check_equal(scaled_step(overflow), values)
+    check_equal(inner.variables, state)
+
+
+@each_optimizer
+def test_multi_optimizer(name):
+    """Each of two gets the tensors that are its own."""
+    ours, adam = make(name), keras.optimizers.Adam(0.1)
+    variables = make_variables()
+    optimizer = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(ours, {"bias": adam})
+    )
+    step_fn = stepper(optimizer, variables)
+    expected = make_variables()
+    ours_step = stepper(make(name), expected[:2])
+    adam_step = stepper(keras.optimizers.Adam(0.1), expected[2:])
+    for step in range(2):
+        step_fn(make_gradients(step))
+        ours_step(make_gradients(step)[:2])
+        adam_step(make_gradients(step)[2:])
+    check_close(variables, expected, 1e-4)
+
+
+@each_optimizer
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_variables(name, dtype):
+    """They keep their dtype, and the state does not depend on it."""
+    variables, optimizer = make_variables(dtype), make(name)
+    step_fn, before = stepper(optimizer, variables), to_numpy(variables)
+    layout = layout_of(optimizer)
+    for step in range(3):
+        after = step_fn(make_gradients(step))
+    for variable, x, y in zip(variables, after, before, strict=True):
+        assert variable.dtype == dtype
+        assert np.isfinite(x).all() and (x != y).any()
+    float32 = make(name)
+    float32.build(make_variables())
+    assert layout_of(optimizer) == layout_of(float32) == layout
+
+
+@each_optimizer
+def test_tensor_without_gradient_keeps_its_state(name):
+    variables, optimizer = make_variables(), make(name)
+    stepper(optimizer, variables)(make_gradients(0))
+    slots = [v for v in optimizer.variables if "kernel" in v.name]
+    assert len(slots) == TABLE[name].slots
+    kept = [variables[0], *slots]
+    before, bias = to_numpy(kept), to_numpy(variables[2:])
+    gradients = [None, *make_gradients(1)[1:]]
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply(
+            [None, *map(keras.ops.convert_to_tensor, gradients[1:])], variables
+        )
+    check_equal(kept, before)
+    assert (to_numpy(variables[2:])[0] != bias[0]).any()
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="only TensorFlow has sparse gradients"
+)
+@each_optimizer
+@pytest.mark.parametrize("variable", ["embeddings", "kernel"])
+def test_sparse_gradient_of_an_embedding(name, variable):
+    import tensorflow as tf
+
+    table = normal(64, 64)
+    sparse, dense = (keras.Variable(table, name=variable) for _ in range(2))
+    optimizers = [make(name), make(name)]
+    for step in range(3):
+        indices = np.array([1, 5, 1, 7])
+        values = np.round(4 * normal(4, 64, seed=step)) / 4
+        gradient = np.zeros_like(table)
+        np.add.at(gradient, indices, values)
+        slices = tf.IndexedSlices(values, indices, table.shape)
+        optimizers[0].apply([slices], [sparse])
+        optimizers[1].apply([tf.constant(gradient)], [dense])
+        check_equal([sparse], [dense])
+    assert (to_numpy([sparse])[0] != table).any()

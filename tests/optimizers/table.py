@@ -1,0 +1,160 @@
+"""The optimizers under test, one row each, and what their tests share."""
+
+import functools
+from collections import namedtuple
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_efficient import optimizers
+
+BACKEND = keras.config.backend()
+# What state may be made of: all backends hold and save these.
+ITEMSIZE = {
+    **dict.fromkeys(("float32", "int32"), 4),
+    **dict.fromkeys(("bfloat16", "float16", "int16"), 2),
+    **dict.fromkeys(("int8", "uint8"), 1),
+}
+SHAPES = {"kernel": (48, 96), "filters": (3, 3, 16, 40), "bias": (64,)}
+
+Row = namedtuple(
+    "Row",
+    (
+        "cls",
+        "rate",  # with which it trains networks
+        "slots",  # of state for "kernel"
+        "bytes",  # at most, of state a parameter of 1000 x 300
+        "exact",  # whether a last digit of the gradient stays a last digit
+    ),
+)
+# A new optimizer is one row.
+TABLE = {
+    row.cls.__name__: row
+    for row in (
+        Row(optimizers.MicroAdam, 5e-3, 7, 0.95, False),
+        Row(optimizers.Adam8bit, 5e-3, 4, 2.15, False),
+        Row(optimizers.AdamW8bit, 5e-3, 4, 2.15, False),
+        Row(optimizers.Lion8bit, 1e-3, 2, 1.075, False),
+        Row(optimizers.SGD8bit, 5e-2, 2, 1.075, False),
+        Row(optimizers.LDAdam, 5e-3, 6, 1.06, False),
+        Row(optimizers.SinkGD, 5e-2, 0, 0.0, True),
+    )
+}
+each_optimizer = pytest.mark.parametrize("name", TABLE)
+
+
+def make(name, learning_rate=0.1, **options):
+    """Return the optimizer; without weight decay, which one has by default."""
+    if name == "AdamW8bit":
+        options = {"weight_decay": 0.0, **options}
+    return TABLE[name].cls(learning_rate, **options)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def make_variables(dtype="float32"):
+    """Return a matrix, a kernel of a convolution and a vector."""
+    return [
+        keras.Variable(normal(*shape, seed=i), dtype=dtype, name=name)
+        for i, (name, shape) in enumerate(SHAPES.items())
+    ]
+
+
+def make_gradients(step, scale=1.0):
+    return [
+        scale * normal(*shape, seed=[3, step, i])
+        for i, shape in enumerate(SHAPES.values())
+    ]
+
+
+def to_numpy(tensors):
+    return [
+        np.asarray(ops.convert_to_numpy(x)).astype("float64") for x in tensors
+    ]
+
+
+def compiled(fn, **options):
+    """Compile on JAX, where each operation alone takes long to compile."""
+    fn = functools.partial(fn, **options)
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(fn)
+    return fn
+
+
+def stepper(optimizer, variables):
+    """Return a function from gradients to the new values, as in training.
+
+    It is compiled on JAX, a graph on TensorFlow. A tensor of which the first
+    gradient is None must never get one.
+    """
+    optimizer.build(variables)
+    apply = _compiled_apply(optimizer, variables)
+
+    def run(gradients):
+        pairs = [
+            (ops.convert_to_tensor(g, v.dtype), v)
+            for g, v in zip(gradients, variables, strict=True)
+            if g is not None
+        ]
+        apply(*map(list, zip(*pairs)))
+        return to_numpy(variables)
+
+    return run
+
+
+def _compiled_apply(optimizer, variables):
+    if BACKEND == "torch":
+        return optimizer.apply
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(optimizer.apply, autograph=False)
+    import jax
+
+    step_fn = jax.jit(optimizer.stateless_apply)
+
+    def apply(gradients, trained):
+        assert trained == variables, "JAX needs a gradient for each"
+        values, state = step_fn(
+            [v.value for v in optimizer.variables],
+            gradients,
+            [v.value for v in variables],
+        )
+        for variable, value in zip(
+            [*variables, *optimizer.variables], [*values, *state], strict=True
+        ):
+            variable.assign(value)
+
+    return apply
+
+
+def state_of(optimizer):
+    """Return the variables of the optimizer less iterations, learning rate."""
+    known = {id(optimizer._iterations), id(optimizer._learning_rate)}
+    return [v for v in optimizer.variables if id(v) not in known]
+
+
+def layout_of(optimizer):
+    return [(tuple(v.shape), v.dtype) for v in state_of(optimizer)]
+
+
+def check_equal(actual, expected):
+    for a, b in zip(to_numpy(actual), to_numpy(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def check_close(actual, expected, tolerance=1e-5, outliers=0.0):
+    """Compare; `outliers` is the part of the entries that may differ.
+
+    A gradient that differs by one rounding may move one code.
+    """
+    for a, b in zip(to_numpy(actual), to_numpy(expected), strict=True):
+        if not outliers:
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        assert np.mean(np.abs(a - b) > tolerance * (1 + np.abs(b))) <= outliers

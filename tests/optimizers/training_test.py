@@ -1,0 +1,196 @@
+"""Each optimizer trains each problem: the table test."""
+
+import pydoc_data.topics
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+from sklearn.datasets import load_digits
+
+from tests.optimizers.table import BACKEND
+from tests.optimizers.table import ITEMSIZE
+from tests.optimizers.table import TABLE
+from tests.optimizers.table import each_optimizer
+from tests.optimizers.table import layout_of
+from tests.optimizers.table import make
+from tests.optimizers.table import normal
+from tests.optimizers.table import state_of
+from tests.optimizers.table import stepper
+
+# Functions of a matrix of 64 x 64: start, gradient and loss
+
+
+def quadratic(x):
+    difference = x - normal(64, 64, seed=1)
+    return np.mean(difference**2), difference
+
+
+def rosenbrock(x):
+    """Of each two rows; the factor is 10 for 100, to get there in time."""
+    a, b = x[::2], x[1::2]
+    gradient = np.empty_like(x)
+    gradient[::2] = -2 * (1 - a) - 40 * a * (b - a**2)
+    gradient[1::2] = 20 * (b - a**2)
+    return np.mean((1 - a) ** 2 + 10 * (b - a**2) ** 2), gradient
+
+
+def matrix_regression(x):
+    inputs = normal(256, 64, seed=2)
+    error = inputs @ (x - normal(64, 64, seed=3))
+    return np.mean(error**2), inputs.T @ error / 256
+
+
+# What is not 0.1. SinkGD takes 0.05 of it.
+RATES = {"SGD8bit": 0.05, "LDAdam": 0.2, "SinkGD": 2.0}
+
+
+@each_optimizer
+@pytest.mark.parametrize(
+    "function",
+    [quadratic, rosenbrock, matrix_regression],
+    ids=lambda f: f.__name__,
+)
+def test_minimizes(name, function):
+    steps, start = 120, RATES.get(name, 0.1)
+    variable = keras.Variable(np.zeros((64, 64), "float32"), name="kernel")
+    optimizer = make(name, start)
+    step_fn = stepper(optimizer, [variable])
+    layout, value = layout_of(optimizer), np.zeros((64, 64), "float32")
+    first = function(value)[0]
+    for step in range(steps):
+        optimizer.learning_rate = start * (1 - step / steps)
+        gradient = function(value.astype("float32"))[1].astype("float32")
+        value = step_fn([gradient])[0]
+    assert function(value)[0] < 0.1 * first
+    assert layout_of(optimizer) == layout
+
+
+# Networks
+
+
+def embedding():
+    """Words seen a few times each: gradients that are sparse."""
+    x = np.arange(512).reshape(128, 4) % 256
+    y = normal(256)[x].sum(axis=1, keepdims=True)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Embedding(256, 32),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(1),
+        ]
+    )
+    return model, "mse", x, y
+
+
+def digits():
+    x, y = load_digits(return_X_y=True)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+    x = (x / 16).reshape(-1, 8, 8, 1).astype("float32")
+    return model, LOSS, x[:512], y[:512]
+
+
+def text():
+    """A small transformer on the documentation of Python."""
+    characters = pydoc_data.topics.topics["lambda"] * 4
+    codes = np.frombuffer(characters.encode("ascii", "replace"), "uint8")
+    windows = np.lib.stride_tricks.sliding_window_view(codes, 17)[:512]
+    inputs = keras.Input((16,), dtype="int32")
+    x = layers.Embedding(128, 64)(inputs)
+    places = ops.ones_like(inputs) * ops.arange(16)
+    x = x + layers.Embedding(16, 64)(places)
+    y = layers.LayerNormalization()(x)
+    x = x + layers.MultiHeadAttention(2, 32)(y, y, use_causal_mask=True)
+    y = layers.Dense(128, activation="gelu")(layers.LayerNormalization()(x))
+    x = layers.LayerNormalization()(x + layers.Dense(64)(y))
+    model = keras.Model(inputs, layers.Dense(128)(x))
+    return model, LOSS, windows[:, :-1].astype("int32"), windows[:, 1:]
+
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+# Each network in another way on TensorFlow.
+NETWORKS = {
+    embedding: {"run_eagerly": True},
+    digits: {"jit_compile": True},
+    text: {"jit_compile": False},
+}
+
+
+@each_optimizer
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda f: f.__name__)
+def test_trains(name, network, monkeypatch):
+    calls = count_calls(TABLE[name].cls, monkeypatch)
+    options = NETWORKS[network] if BACKEND == "tensorflow" else {}
+    keras.utils.set_random_seed(0)
+    model, loss, x, y = network()
+    # Small tensors, too, have compressed state.
+    optimizer = make(name, TABLE[name].rate, min_size=256)
+    model.compile(optimizer, loss, **options)
+    optimizer.build(model.trainable_variables)
+    layout = layout_of(optimizer)
+    dtypes = [v.dtype for v in model.variables]
+    first = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, epochs=1, batch_size=32, verbose=0)
+    traced = len(calls)
+    model.fit(x, y, epochs=7, batch_size=32, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < 0.65 * first
+    if BACKEND != "torch" and "run_eagerly" not in options:
+        assert len(calls) == traced
+    assert layout_of(optimizer) == layout
+    assert {v.dtype for v in state_of(optimizer)} <= set(ITEMSIZE)
+    assert [v.dtype for v in model.variables] == dtypes
+
+
+def count_calls(cls, monkeypatch):
+    calls, update_step = [], cls.update_step
+
+    def counted(self, *args):
+        calls.append(args)
+        return update_step(self, *args)
+
+    monkeypatch.setattr(cls, "update_step", counted)
+    return calls
+
+
+@each_optimizer
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_trains_in_bfloat16(name, policy):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((32,)),
+            layers.Dense(128, "relu", dtype=policy),
+            layers.Dense(1, dtype=policy),
+        ]
+    )
+    model.compile(make(name, TABLE[name].rate), "mse")
+    x = normal(256, 32)
+    y = 2 * x[:, :1] + np.sin(x[:, 1:2])
+    losses = model.fit(x, y, epochs=6, batch_size=64, verbose=0)
+    losses = losses.history["loss"]
+    assert losses[-1] < 0.6 * losses[0]
+    expected = "bfloat16" if policy == "bfloat16" else "float32"
+    assert {v.dtype for v in model.trainable_variables} == {expected}
+
+
+@each_optimizer
+def test_bytes_of_state(name):
+    optimizer = make(name)
+    optimizer.build([keras.Variable(ops.zeros((1000, 300)), name="kernel")])
+    total = sum(
+        np.prod(v.shape) * ITEMSIZE[v.dtype] for v in state_of(optimizer)
+    )
+    assert total <= TABLE[name].bytes * 300_000
