@@ -90,37 +90,38 @@ def compiled(fn, **options):
 def stepper(optimizer, variables):
     """Return a function from gradients to the new values, as in training.
 
-    It is compiled on JAX, a graph on TensorFlow. A tensor of which the first
-    gradient is None must never get one.
+    It is compiled on JAX, a graph on TensorFlow.
     """
     optimizer.build(variables)
     apply = _compiled_apply(optimizer, variables)
 
     def run(gradients):
-        pairs = [
-            (ops.convert_to_tensor(g, v.dtype), v)
-            for g, v in zip(gradients, variables, strict=True)
-            if g is not None
-        ]
-        apply(*map(list, zip(*pairs)))
+        apply(
+            [
+                ops.convert_to_tensor(g, v.dtype)
+                for g, v in zip(gradients, variables, strict=True)
+            ]
+        )
         return to_numpy(variables)
 
     return run
 
 
 def _compiled_apply(optimizer, variables):
+    def apply(gradients):
+        optimizer.apply(gradients, variables)
+
     if BACKEND == "torch":
-        return optimizer.apply
+        return apply
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(optimizer.apply, autograph=False)
+        return tf.function(apply, autograph=False)
     import jax
 
     step_fn = jax.jit(optimizer.stateless_apply)
 
-    def apply(gradients, trained):
-        assert trained == variables, "JAX needs a gradient for each"
+    def apply_stateless(gradients):
         values, state = step_fn(
             [v.value for v in optimizer.variables],
             gradients,
@@ -131,7 +132,7 @@ def _compiled_apply(optimizer, variables):
         ):
             variable.assign(value)
 
-    return apply
+    return apply_stateless
 
 
 def state_of(optimizer):
