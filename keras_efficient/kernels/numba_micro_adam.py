@@ -8,42 +8,37 @@ from numba import types
 from numba.extending import overload
 
 from keras_efficient.kernels.numba_block_top_k import find_largest
-from keras_efficient.kernels.numba_block_top_k import place_of
 from keras_efficient.kernels.numba_ffi import numba_ffi
-from keras_efficient.kernels.numba_group import GROUP_SIZE
-from keras_efficient.kernels.numba_group import fused_multiply_add
 from keras_efficient.kernels.numba_group import mix
 from keras_efficient.kernels.numba_group import subtract
 from keras_efficient.kernels.numba_group import to_float32
 from keras_efficient.kernels.numba_quantize_4bit import bfloat16_bits
-from keras_efficient.kernels.numba_quantize_4bit import bounds
 from keras_efficient.kernels.numba_quantize_4bit import decode
+from keras_efficient.kernels.numba_quantize_4bit import encode
 from keras_efficient.kernels.numba_quantize_4bit import fill_noise
-from keras_efficient.kernels.numba_quantize_4bit import inverse_unit
-from keras_efficient.kernels.numba_quantize_4bit import pack_steps
 from keras_efficient.kernels.numba_quantize_4bit import round_to_bfloat16
-from keras_efficient.kernels.numba_quantize_4bit import spread
+from keras_efficient.kernels.numba_vectors import LENGTH
+from keras_efficient.kernels.numba_vectors import adam
 
 # Fewer entries are done sooner than other threads have woken up.
 ENTRIES_A_THREAD = 2**16
 
 _F = np.float32
-_ZERO, _ONE, _LAST_STEP = _F(0), _F(1), _F(15)
+_ZERO, _ONE = _F(0), _F(1)
 _LARGEST_GRADIENT = _F(1e18)
 
 _jit = functools.partial(
     numba.njit, error_model="numpy", nogil=True, cache=True
 )
 
-# The parts of the work space, each for the largest block and a group: the
-# rest; its noise; low ends and inverse units of buckets, for each entry; both
-# moments, and the weight of the rows that hold an entry; the moments again, of
-# entries that are held alone. LLVM makes vectors of loops whose arrays do not
-# overlap, and of parts of one array it knows. Their distance is no power of 2,
-# for the sake of the cache.
-_SIZE = 2**15 + 5 * GROUP_SIZE
-_REST, _NOISE, _LOW, _SCALE = range(0, 4 * _SIZE, _SIZE)
-_Z_1, _Z_2, _HELD, _HELD_1, _HELD_2 = range(4 * _SIZE, 9 * _SIZE, _SIZE)
+# The parts of the work space, each for the largest block and a run: the rest
+# and its noise; both moments, and the weight of the rows that hold an entry;
+# the moments again, of entries that are held alone. LLVM makes vectors of loops
+# whose arrays do not overlap, and of parts of one array it knows. Their
+# distance is no power of 2, for the sake of the cache.
+_SIZE = 2**15 + 5 * LENGTH
+_REST, _NOISE = range(0, 2 * _SIZE, _SIZE)
+_Z_1, _Z_2, _HELD, _HELD_1, _HELD_2 = range(2 * _SIZE, 7 * _SIZE, _SIZE)
 
 
 @numba_ffi(
@@ -163,13 +158,15 @@ def _run(first, last, arrays, weights, options, layout, numbers):
     """Go through blocks."""
     parameter, gradient, indices, values, codes, low, high, velocity = arrays
     block_size, half, row = layout
+    k = indices.shape[2]
     key, fused, rate, bias, c_1, c_2, total = numbers
     _, _, b_2, d_2, epsilon, alpha, keep = options
-    work = np.empty(9 * _SIZE, _F)
-    work[_REST : _REST + block_size + GROUP_SIZE] = _ZERO
+    work = np.empty(7 * _SIZE, _F)
+    work[_REST : _REST + block_size + LENGTH] = _ZERO
     for at in (_Z_1, _Z_2, _HELD):
         work[at : at + block_size] = _ZERO
-    keys = np.empty(block_size + GROUP_SIZE, np.int64)
+    largest = np.arange(2 * block_size + 1)
+    magnitudes = np.empty(block_size + LENGTH, np.int32)
     places = np.empty(block_size + 1, np.int32)
     buckets_a_block = block_size // (2 * half)
     for block in range(first, last):
@@ -187,17 +184,17 @@ def _run(first, last, arrays, weights, options, layout, numbers):
         square = _mean_of_squares(g)
         velocity[block] = b_2 * velocity[block] + d_2 * square
         v_hat = velocity[block] / bias
-        _move_largest(work, indices[row, block], values[row, block], keys)
+        if k < block_size:
+            find_largest(work, _REST, block_size, k, largest, magnitudes)
+        _move(work, indices[row, block], values[row, block], largest)
         size = (last_bucket - first_bucket) * 2 * half
         fill_noise(work, _NOISE, size, start, key)
-        _encode(
-            work,
-            codes[first_bucket * half : last_bucket * half],
-            low[first_bucket:last_bucket],
-            high[first_bucket:last_bucket],
-            keep,
-            fused,
-        )
+        for j in range(first_bucket, last_bucket):
+            at = (j - first_bucket) * 2 * half
+            bytes_ = codes[j * half : (j + 1) * half]
+            low[j], high[j] = encode(
+                work, _REST + at, bytes_, keep, _NOISE - _REST, fused
+            )
         corrections = c_1, c_2, total, v_hat, epsilon
         count = _add_window(
             work, block, indices, values, weights, corrections, places
@@ -231,13 +228,10 @@ def _mean_of_squares(gradient):
 
 
 @_jit
-def _move_largest(work, indices, values, keys):
-    """Take the largest entries from the rest into a row of the window."""
-    k, block_size = indices.size, keys.size - GROUP_SIZE
-    if k < block_size:
-        find_largest(work, _REST, block_size, k, keys)
-    for i in range(k):
-        place = i if k == block_size else place_of(keys[i])
+def _move(work, indices, values, largest):
+    """Move the largest entries from the rest into a row of the window."""
+    for i in range(indices.size):
+        place = largest[i]
         x = work[_REST + place]
         indices[i] = place
         values[i] = as_stored(x, values[i])
@@ -253,30 +247,6 @@ def _as_stored(x, like):
     if like == types.uint16:
         return lambda x, like: bfloat16_bits(round_to_bfloat16(x))
     return lambda x, like: x
-
-
-@_jit
-def _encode(work, codes, low, high, factor, fused):
-    """Encode `factor` times the rest; the noise is overwritten."""
-    half = codes.size // low.size
-    for j in range(low.size):
-        at = 2 * half * j
-        first, last = bounds(work, _REST + at, 2 * half, factor)
-        low[j], high[j] = bfloat16_bits(first), bfloat16_bits(last)
-        spread(work, _LOW + at, 2 * half, first)
-        spread(work, _SCALE + at, 2 * half, inverse_unit(first, last))
-    for i in range(2 * codes.size):
-        x = factor * work[_REST + i] - work[_LOW + i]
-        if fused:
-            x = fused_multiply_add(x, work[_SCALE + i], work[_NOISE + i])
-        else:
-            x = x * work[_SCALE + i] + work[_NOISE + i]
-        x = np.floor(x)
-        x = x if x > _ZERO else _ZERO
-        work[_NOISE + i] = x if x < _LAST_STEP else _LAST_STEP
-    for j in range(low.size):
-        part = codes[j * half : (j + 1) * half]
-        pack_steps(work, _NOISE + 2 * half * j, part)
 
 
 @_jit
@@ -310,9 +280,9 @@ def _add_window(work, block, indices, values, weights, corrections, places):
             work[_Z_1 + at] = work[_Z_2 + at] = work[_HELD + at] = _ZERO
             places[count] = at
             count += z_1 != _ZERO
-    for i in range(count):
-        root = np.sqrt(work[_HELD_2 + i] / c_2)
-        work[_HELD_1 + i] = work[_HELD_1 + i] / c_1 / (root + epsilon)
+    # Up to 31 entries too many, of numbers that nobody reads.
+    for i in range(0, count, LENGTH):
+        adam(work, _HELD_1 + i, _HELD_2 + i, _ONE / c_1, _ONE / c_2, epsilon)
     for i in range(count):
         work[_Z_1 + places[i]] = work[_HELD_1 + i]
     return count

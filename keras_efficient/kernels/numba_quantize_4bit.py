@@ -11,14 +11,14 @@ from keras_efficient.kernels.numba_group import mix
 from keras_efficient.kernels.numba_group import to_bits
 from keras_efficient.kernels.numba_group import to_float32
 from keras_efficient.kernels.numba_vectors import LENGTH
-from keras_efficient.kernels.numba_vectors import fill
 from keras_efficient.kernels.numba_vectors import greatest
 from keras_efficient.kernels.numba_vectors import least
+from keras_efficient.kernels.numba_vectors import noise
 from keras_efficient.kernels.numba_vectors import pack
 from keras_efficient.kernels.numba_vectors import unpack
 
 _F = np.float32
-_ZERO, _ONE = _F(0), _F(1)
+_ZERO, _ONE, _LAST_STEP = _F(0), _F(1), _F(15)
 _FIFTEENTH = _F(1 / 15)
 _BOUND_MARGIN = _F(2.0**-8)
 _SMALLEST_UNIT = _F(2.0**-126)
@@ -58,8 +58,11 @@ def fill_noise(work, at, size, position, key):
             work[at + i] = _F(0.5)
         return
     start = np.uint32(np.uint32(key) + np.uint32(position))
-    for i in range(size):
-        x = mix(np.uint32(np.uint32(i) + start))
+    even = size // LENGTH * LENGTH
+    for i in range(0, even, LENGTH):
+        noise(work, at + i, np.uint32(start + np.uint32(i)))
+    for i in range(even, size):
+        x = mix(np.uint32(start + np.uint32(i)))
         work[at + i] = _F(np.int32(x >> np.uint32(8))) * _F(2.0**-24)
 
 
@@ -82,47 +85,57 @@ def decode(work, at, codes, low, high, fused):
 
 
 @_jit
-def bounds(work, at, size, factor):
-    """Return bounds of `factor` times the entries of a bucket.
+def encode(work, at, codes, factor, beyond, fused):
+    """Encode a bucket, `factor` times what stands at `work[at]` and after.
 
-    They are float32 that bfloat16 holds. The factor is not negative, so that
-    rounding keeps the order of the entries.
+    Args:
+        work: float32 array.
+        at: Where the bucket begins.
+        codes: uint8 array of half as many bytes as the bucket has entries.
+        factor: float32, not negative.
+        beyond: How far after an entry its noise stands.
+        fused: Whether noise is added with a fused multiply-add.
+
+    Returns:
+        The bounds, as bfloat16 bits.
     """
-    low = high = work[at]
-    even = size // LENGTH * LENGTH
-    for i in range(0, even, LENGTH):
-        low = min(low, least(work, at + i))
-        high = max(high, greatest(work, at + i))
-    for i in range(even, size):
-        low, high = min(low, work[at + i]), max(high, work[at + i])
+    half = codes.size
+    low, high = _bounds(work, at, half)
+    # Rounding keeps their order.
     low, high = factor * low, factor * high
     low = round_to_bfloat16(low - _BOUND_MARGIN * abs(low))
-    return low, round_to_bfloat16(high + _BOUND_MARGIN * abs(high))
-
-
-@_jit
-def inverse_unit(low, high):
+    high = round_to_bfloat16(high + _BOUND_MARGIN * abs(high))
     unit = (high - low) * _FIFTEENTH
-    return _ZERO if unit < _SMALLEST_UNIT else _ONE / unit
-
-
-@_jit
-def spread(work, at, size, value):
-    """Write a number to all places of a bucket."""
-    even = size // LENGTH * LENGTH
-    for i in range(0, even, LENGTH):
-        fill(work, at + i, value)
-    for i in range(even, size):
-        work[at + i] = value
-
-
-@_jit
-def pack_steps(work, at, codes):
-    """Write the bytes of a bucket, of whole numbers from 0 to 15."""
-    half = codes.size
+    scale = _ZERO if unit < _SMALLEST_UNIT else _ONE / unit
     even = half // LENGTH * LENGTH
     for i in range(0, even, LENGTH):
-        pack(work, at + i, at + half + i, codes, i)
+        i_lower = at + half + i
+        pack(work, at + i, i_lower, codes, i, factor, low, scale, beyond, fused)
     for i in range(even, half):
-        both = work[at + i] * _F(16) + work[at + half + i]
-        codes[i] = np.uint8(np.int32(both))
+        upper = _step(work, at + i, factor, low, scale, beyond, fused)
+        lower = _step(work, at + half + i, factor, low, scale, beyond, fused)
+        codes[i] = np.uint8(upper * np.int32(16) + lower)
+    return bfloat16_bits(low), bfloat16_bits(high)
+
+
+@_jit
+def _bounds(work, at, half):
+    low = high = work[at]
+    even = half // LENGTH * LENGTH
+    for i in range(0, even, LENGTH):
+        low = min(low, least(work, at + i, at + half + i))
+        high = max(high, greatest(work, at + i, at + half + i))
+    for i in range(even, half):
+        for x in (work[at + i], work[at + half + i]):
+            low, high = min(low, x), max(high, x)
+    return low, high
+
+
+@_jit
+def _step(work, at, factor, low, scale, beyond, fused):
+    x = factor * work[at] - low
+    if fused:
+        x = fused_multiply_add(x, scale, work[at + beyond])
+    else:
+        x = x * scale + work[at + beyond]
+    return np.int32(min(max(x, _ZERO), _LAST_STEP))

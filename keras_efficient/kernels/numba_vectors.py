@@ -1,7 +1,8 @@
 """Runs of 32 entries in instructions of their own.
 
 LLVM makes vectors of long loops. One over 32 entries it unrolls instead, or
-finds too short for the vectors it has chosen.
+finds too short for the vectors it has chosen. Runs are of float32 and begin
+anywhere in an array.
 """
 
 from llvmlite import ir
@@ -15,118 +16,177 @@ _FLOATS, _INTS, _BYTES = (
     ir.VectorType(item, LENGTH)
     for item in (ir.FloatType(), ir.IntType(32), ir.IntType(8))
 )
+_float, _int, _bool = types.float32, types.int64, types.boolean
 
 
 @intrinsic
 def unpack(typingctx, codes, i, work, upper, lower, low, unit, fused):
-    """Decode 32 bytes from `codes[i]` on to two runs of float32.
+    """Decode 32 bytes from `codes[i]` on to two runs, `low + step * unit`.
 
-    `low + unit * step`, of the steps in the upper four bits to `work[upper]`,
-    in the lower ones to `work[lower]`; with one rounding if `fused`.
+    The steps in the upper four bits go to `work[upper]` and on, those in the
+    lower ones to `work[lower]`. One rounding instead of two if `fused`.
     """
 
     def codegen(context, builder, signature, args):
-        def pointer(array, at, vector):
-            return _pointer(
-                context, builder, signature, args, array, at, vector
-            )
-
-        both = builder.load(pointer(0, 1, _BYTES), align=1)
-        both = builder.zext(both, _INTS)
-        first = builder.lshr(both, ir.Constant(_INTS, [4] * LENGTH))
-        second = builder.and_(both, ir.Constant(_INTS, [15] * LENGTH))
-        low, unit = (_splat(builder, x) for x in args[5:7])
-        fma = _function(builder, "llvm.fma", _FLOATS, 3 * [_FLOATS])
+        run = _Run(context, builder, signature, args)
+        both = builder.zext(run.load(0, 1, _BYTES), _INTS)
+        first = builder.lshr(both, _all(4))
+        second = builder.and_(both, _all(15))
+        unit, low = run.splat(6), run.splat(5)
         for steps, at in ((first, 3), (second, 4)):
             steps = builder.sitofp(steps, _FLOATS)
-            twice = builder.fadd(low, builder.fmul(steps, unit))
-            once = builder.call(fma, [steps, unit, low])
-            x = builder.select(args[7], once, twice)
-            builder.store(x, pointer(2, at, _FLOATS), align=4)
-        return context.get_dummy_value()
+            run.store(2, at, run.multiply_add(steps, unit, low, args[7]))
 
-    signature = types.void(
-        *(codes, types.int64, work, types.int64, types.int64),
-        *(types.float32, types.float32, types.boolean),
-    )
-    return signature, codegen
+    floats = _float, _float, _bool
+    signature = types.void(codes, _int, work, _int, _int, *floats)
+    return signature, _without_result(codegen)
 
 
 @intrinsic
-def pack(typingctx, work, upper, lower, codes, i):
-    """Write 32 bytes from `codes[i]` on, of two runs of steps up to 15."""
+def pack(
+    typingctx, work, upper, lower, codes, i, factor, low, scale, beyond, fused
+):
+    """Encode two runs to 32 bytes from `codes[i]` on.
+
+    The steps are `scale * (factor * x - low)` plus noise, which stands
+    `beyond` places after x, rounded down.
+    """
 
     def codegen(context, builder, signature, args):
-        def pointer(array, at, vector):
-            return _pointer(
-                context, builder, signature, args, array, at, vector
-            )
+        run = _Run(context, builder, signature, args)
+        factor, low, scale = map(run.splat, (5, 6, 7))
+        zero, last = (ir.Constant(_FLOATS, [x] * LENGTH) for x in (0.0, 15.0))
+        steps = []
+        for at in (1, 2):
+            x = builder.fmul(factor, run.load(0, at))
+            x = builder.fsub(x, low)
+            noise = run.load_beyond(0, at, args[8])
+            x = run.multiply_add(x, scale, noise, args[9])
+            x = builder.select(builder.fcmp_ordered(">", x, zero), x, zero)
+            x = builder.select(builder.fcmp_ordered("<", x, last), x, last)
+            steps.append(builder.fptosi(x, _INTS))
+        both = builder.or_(builder.shl(steps[0], _all(4)), steps[1])
+        run.store(3, 4, builder.trunc(both, _BYTES))
 
-        first, second = (
-            builder.load(pointer(0, at, _FLOATS), align=4) for at in (1, 2)
+    floats = _float, _float, _float, _int, _bool
+    signature = types.void(work, _int, _int, codes, _int, *floats)
+    return signature, _without_result(codegen)
+
+
+@intrinsic
+def noise(typingctx, work, at, start):
+    """Write uniform noise, the hash of the uint32 `start` and those after."""
+
+    def codegen(context, builder, signature, args):
+        run = _Run(context, builder, signature, args)
+        x = run.splat(2, _INTS)
+        x = builder.add(x, ir.Constant(_INTS, list(range(LENGTH))))
+        for bits, factor in ((16, 2246822507), (13, 3266489909), (16, 1)):
+            x = builder.xor(x, builder.lshr(x, _all(bits)))
+            x = builder.mul(x, _all(factor))
+        x = builder.sitofp(builder.lshr(x, _all(8)), _FLOATS)
+        unit = ir.Constant(_FLOATS, [2.0**-24] * LENGTH)
+        run.store(0, 1, builder.fmul(x, unit))
+
+    signature = types.void(work, _int, types.uint32)
+    return signature, _without_result(codegen)
+
+
+@intrinsic
+def adam(typingctx, work, first, second, factor_1, factor_2, epsilon):
+    """Write Adam's update over a run of first moments, given the second."""
+
+    def codegen(context, builder, signature, args):
+        run = _Run(context, builder, signature, args)
+        root = run.call("llvm.sqrt", builder.fmul(run.load(0, 2), run.splat(4)))
+        x = builder.fmul(run.load(0, 1), run.splat(3))
+        x = builder.fdiv(x, builder.fadd(root, run.splat(5)))
+        run.store(0, 1, x)
+
+    signature = types.void(work, _int, _int, _float, _float, _float)
+    return signature, _without_result(codegen)
+
+
+@intrinsic
+def least(typingctx, work, first, second):
+    """Return the least entry of two runs without NaN."""
+    return _reduce(work, "<", "fmin")
+
+
+@intrinsic
+def greatest(typingctx, work, first, second):
+    """Return the greatest entry of two runs without NaN."""
+    return _reduce(work, ">", "fmax")
+
+
+def _reduce(work, comparison, name):
+    def codegen(context, builder, signature, args):
+        run = _Run(context, builder, signature, args)
+        x, y = run.load(0, 1), run.load(0, 2)
+        x = builder.select(builder.fcmp_ordered(comparison, x, y), x, y)
+        return run.call(
+            f"llvm.vector.reduce.{name}",
+            x,
+            result=_FLOATS.element,
+            fastmath=("nnan",),
         )
-        sixteen = ir.Constant(_FLOATS, [16.0] * LENGTH)
-        both = builder.fadd(builder.fmul(first, sixteen), second)
-        both = builder.trunc(builder.fptosi(both, _INTS), _BYTES)
-        builder.store(both, pointer(3, 4, _BYTES), align=1)
+
+    return _float(work, _int, _int), codegen
+
+
+class _Run:
+    """Builds instructions on runs of the arrays among `args`."""
+
+    def __init__(self, context, builder, signature, args):
+        self.context, self.builder = context, builder
+        self.types, self.args = signature.args, args
+
+    def pointer(self, array, at, vector):
+        made = arrayobj.make_array(self.types[array])
+        made = made(self.context, self.builder, self.args[array])
+        pointer = self.builder.gep(made.data, [at])
+        return self.builder.bitcast(pointer, vector.as_pointer())
+
+    def load(self, array, at, vector=_FLOATS):
+        pointer = self.pointer(array, self.args[at], vector)
+        return self.builder.load(pointer, align=1 if vector is _BYTES else 4)
+
+    def load_beyond(self, array, at, distance):
+        at = self.builder.add(self.args[at], distance)
+        return self.builder.load(self.pointer(array, at, _FLOATS), align=4)
+
+    def store(self, array, at, value):
+        pointer = self.pointer(array, self.args[at], value.type)
+        align = 1 if value.type is _BYTES else 4
+        self.builder.store(value, pointer, align=align)
+
+    def splat(self, index, vector=_FLOATS):
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = ir.IntType(32)(0)
+        x = self.builder.insert_element(undefined, self.args[index], first)
+        return self.builder.shuffle_vector(x, undefined, _all(0))
+
+    def multiply_add(self, x, y, z, fused):
+        builder = self.builder
+        once = self.call("llvm.fma", x, y, z)
+        return builder.select(fused, once, builder.fadd(builder.fmul(x, y), z))
+
+    def call(self, name, *args, result=_FLOATS, fastmath=()):
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(result, [x.type for x in args]),
+            f"{name}.v{LENGTH}f32",
+        )
+        return self.builder.call(function, args, fastmath=fastmath)
+
+
+def _all(number):
+    return ir.Constant(_INTS, [number] * LENGTH)
+
+
+def _without_result(codegen):
+    def with_dummy(context, builder, signature, args):
+        codegen(context, builder, signature, args)
         return context.get_dummy_value()
 
-    signature = types.void(work, types.int64, types.int64, codes, types.int64)
-    return signature, codegen
-
-
-@intrinsic
-def least(typingctx, work, at):
-    """Return the least of 32 float32."""
-    return _reduce("fmin", work)
-
-
-@intrinsic
-def greatest(typingctx, work, at):
-    """Return the greatest of 32 float32."""
-    return _reduce("fmax", work)
-
-
-@intrinsic
-def fill(typingctx, work, at, value):
-    """Write a float32 to 32 places."""
-
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature, args, 0, 1, _FLOATS)
-        builder.store(_splat(builder, args[2]), pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(work, types.int64, types.float32), codegen
-
-
-def _reduce(name, work):
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature, args, 0, 1, _FLOATS)
-        vector = builder.load(pointer, align=4)
-        full_name = f"llvm.vector.reduce.{name}"
-        reduce = _function(builder, full_name, _FLOATS.element, [_FLOATS])
-        return builder.call(reduce, [vector], fastmath=("nnan", "nsz"))
-
-    return types.float32(work, types.int64), codegen
-
-
-def _function(builder, name, result, parameters):
-    return cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(result, parameters),
-        f"{name}.v{LENGTH}f32",
-    )
-
-
-def _pointer(context, builder, signature, args, array, at, vector):
-    array_type = signature.args[array]
-    made = arrayobj.make_array(array_type)(context, builder, args[array])
-    pointer = builder.gep(made.data, [args[at]])
-    return builder.bitcast(pointer, vector.as_pointer())
-
-
-def _splat(builder, value):
-    undefined = ir.Constant(_FLOATS, ir.Undefined)
-    vector = builder.insert_element(undefined, value, ir.IntType(32)(0))
-    zeros = ir.Constant(_INTS, [0] * LENGTH)
-    return builder.shuffle_vector(vector, undefined, zeros)
+    return with_dummy

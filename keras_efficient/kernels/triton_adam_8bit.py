@@ -131,7 +131,7 @@ def adam_8bit_kernel(
     root = 1 / tl.sqrt_rn(tl.load(velocity_bias))
     dtype: tl.constexpr = parameter.dtype.element_ty
     p = subtract(p, rate * m / (v * root + epsilon), dtype)
-    tl.store(parameter + place, p.to(dtype), mask)
+    tl.store(parameter + place, p, mask)
 
     m = tl.where(mask, m, 0.0)
     v = tl.where(mask, v, 0.0)

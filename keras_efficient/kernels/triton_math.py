@@ -57,10 +57,13 @@ def round_to_float16(x, noise):
 
 @triton.jit
 def subtract(parameter, step, dtype: tl.constexpr):
-    """Move a float32 parameter, with a step rounded to its dtype."""
+    """Move a float32 parameter as in its dtype; return it in that dtype."""
+    # By hand, because Triton's interpreter cuts bits off.
     if dtype == tl.bfloat16:
-        return round_to_bfloat16(parameter - round_to_bfloat16(step))
-    return parameter - step
+        moved = round_to_bfloat16(parameter - round_to_bfloat16(step))
+    else:
+        moved = parameter - step
+    return moved.to(dtype)
 
 
 def scalar(value, dtype, like):

@@ -54,10 +54,14 @@ def fused_adam_8bit_step(
         velocity_scale)`, or `None` where no kernel serves these tensors.
     """
     tensors = (parameter, *state)
-    if not _has_kernel(*tensors, gradient):
+    kernel = _choose_kernel(*tensors, gradient)
+    if kernel is None:
         return None
-    # Not before it is needed: it imports Numba.
-    from keras_efficient.kernels.numba_adam_8bit import adam_8bit
+    # Not before they are needed: they import their compilers.
+    if kernel == "triton":
+        from keras_efficient.kernels.triton_adam_8bit import adam_8bit
+    else:
+        from keras_efficient.kernels.numba_adam_8bit import adam_8bit
 
     shape = tuple(parameter.shape)
     rows = math.prod(shape[:-1]) if is_along_last(shape) else 1
@@ -85,13 +89,13 @@ def fused_adam_8bit_step(
     )
 
 
-def _has_kernel(parameter, *tensors):
+def _choose_kernel(parameter, *tensors):
     # The partitioner of XLA cannot divide a kernel.
     if keras.distribution.distribution() is not None:
-        return False
+        return None
     dtypes = (x.dtype for x in (parameter, tensors[-1]))
     if any(keras.backend.standardize_dtype(x) not in DTYPES for x in dtypes):
-        return False
+        return None
     if not all(map(traits.is_contiguous, (parameter, *tensors[:-1]))):
-        return False
-    return policy.choose(parameter, *tensors) == "numba"
+        return None
+    return policy.choose(parameter, *tensors)

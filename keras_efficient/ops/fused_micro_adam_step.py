@@ -60,10 +60,18 @@ def fused_micro_adam_step(
         or `None` where no kernel serves these tensors.
     """
     tensors = (parameter, *state)
-    if not _has_kernel(*tensors, gradient):
+    kernel = _choose_kernel(*tensors, gradient)
+    if kernel is None:
         return None
-    # Not before it is needed: it imports Numba.
-    from keras_efficient.kernels.numba_micro_adam import micro_adam
+    # Not before they are needed: they import their compilers.
+    if kernel == "triton":
+        from keras_efficient.kernels.triton_micro_adam import micro_adam
+        from keras_efficient.kernels.triton_micro_adam import serves
+
+        if not serves(state.indices, state.codes, block_size):
+            return None
+    else:
+        from keras_efficient.kernels.numba_micro_adam import micro_adam
 
     # XLA would copy a matrix that is overwritten as a vector.
     rows = math.prod(parameter.shape[:-1])
@@ -93,15 +101,15 @@ def fused_micro_adam_step(
     return ops.reshape(results[0], parameter.shape), *results[1:]
 
 
-def _has_kernel(parameter, *tensors):
+def _choose_kernel(parameter, *tensors):
     # The partitioner of XLA cannot divide a kernel.
     if keras.distribution.distribution() is not None:
-        return False
+        return None
     if not math.prod(parameter.shape):
-        return False
+        return None
     dtypes = (x.dtype for x in (parameter, tensors[-1]))
     if any(keras.backend.standardize_dtype(x) not in DTYPES for x in dtypes):
-        return False
+        return None
     if not all(map(traits.is_contiguous, (parameter, *tensors[:-1]))):
-        return False
-    return policy.choose(parameter, *tensors) == "numba"
+        return None
+    return policy.choose(parameter, *tensors)

@@ -16,6 +16,7 @@ import torch
 from triton_compile import compile_kernel
 
 from keras_efficient.kernels import triton_micro_adam
+from keras_efficient.kernels import triton_window
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
 
@@ -167,7 +168,7 @@ def compile_all():
         # What is rounded once instead of twice gives other codes.
         assert "fma.rn.f32" not in text
     compile_kernel(
-        triton_micro_adam.window_kernel,
+        triton_window.window_kernel,
         {"written": "*i32", "weights": "*fp32"},
         {"WINDOW": 10, "ROWS": 16, "IS_WINDOW": True},
     )
