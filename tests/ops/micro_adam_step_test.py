@@ -491,5 +491,8 @@ def test_compiled_step_is_the_step():
         update, state = step_xla(gradient, state, step)
         expected, expected_state = step_fn(gradient, expected_state, step)
         np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-6)
-    for actual, expected in zip(state, expected_state, strict=True):
+    *integers, velocity = zip(state, expected_state, strict=True)
+    for actual, expected in integers:
         np.testing.assert_array_equal(actual, expected)
+    # A compiler may add the squares of a block in another order.
+    np.testing.assert_allclose(*velocity, rtol=1e-6)

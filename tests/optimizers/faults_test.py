@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import ops
 
+from tests.optimizers.table import BACKEND
 from tests.optimizers.table import TABLE
 from tests.optimizers.table import check_equal
 from tests.optimizers.table import each_optimizer
@@ -54,10 +55,10 @@ def test_zero_gradients_move_nothing(name):
 
 @each_optimizer
 def test_huge_and_tiny_gradients(name):
-    for scale in (1e-45, 1e-30, 1e-10, 1e10, 9e17, 3e38):
-        variables, optimizer = make_variables(), make(name)
-        step_fn = stepper(optimizer, variables)
-        for step in range(3):
+    variables, optimizer = make_variables(), make(name)
+    step_fn = stepper(optimizer, variables)
+    for scale in (1e-45, 1e-30, 1e-10, 1e10, 9e17, 3e38, 1e-20, 1e-45):
+        for step in range(2):
             with np.errstate(over="ignore"):
                 step_fn(make_gradients(step, scale=np.float32(scale)))
         check_finite(*optimizer.variables, *variables)
@@ -83,7 +84,12 @@ def test_tensors_of_one_element_or_none(name, min_size):
     fault=st.sampled_from([0.0, np.nan, np.inf, -np.inf]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=15, deadline=None, derandomize=True)
+# Compiling takes seconds for each.
+@settings(
+    max_examples=40 if BACKEND == "torch" else 6,
+    deadline=None,
+    derandomize=True,
+)
 def test_any_shape_dtype_and_magnitude(
     name, shape, dtype, exponents, fault, seed
 ):
