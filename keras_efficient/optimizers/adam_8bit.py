@@ -6,6 +6,7 @@ from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops import adam_step
 from keras_efficient.ops.fused_adam_8bit_step import fused_adam_8bit_step
 from keras_efficient.ops.uniform_noise import uniform_noises
+from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 
 
@@ -86,7 +87,7 @@ class Adam8bit(Optimizer8bit):
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        self._validate_range("beta_1", "beta_2")
+        check_decays(self, "beta_1", "beta_2")
         if not epsilon > 0:
             raise ValueError(
                 "`epsilon` must be positive: the second moment of an entry "

@@ -6,6 +6,9 @@ from keras import ops
 
 from keras_efficient.ops import adam_step
 from keras_efficient.ops import ld_adam_step
+from keras_efficient.optimizers.check_options import check_bucket_size
+from keras_efficient.optimizers.check_options import check_choices
+from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.state_layout import state_layout
 
 
@@ -74,11 +77,12 @@ class LDAdam(keras.optimizers.Optimizer):
             `None`.
         exclude_embeddings: Boolean, whether embeddings keep plain Adam.
             Defaults to `True`.
-        weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema,
-            ema_momentum, ema_overwrite_frequency, loss_scale_factor,
-            gradient_accumulation_steps, name: See
-            `keras.optimizers.Optimizer`. An exponential average or
-            accumulated gradients take 4 bytes a parameter each.
+        name: String. Defaults to `"ld_adam"`.
+        **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
+            `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
+            `loss_scale_factor` and `gradient_accumulation_steps` of
+            `keras.optimizers.Optimizer`. An exponential average or accumulated
+            gradients take 4 bytes a parameter each.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -109,32 +113,10 @@ class LDAdam(keras.optimizers.Optimizer):
         min_size=4096,
         exclude_layers=None,
         exclude_embeddings=True,
-        weight_decay=None,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        use_ema=False,
-        ema_momentum=0.99,
-        ema_overwrite_frequency=None,
-        loss_scale_factor=None,
-        gradient_accumulation_steps=None,
         name="ld_adam",
         **kwargs,
     ):
-        super().__init__(
-            learning_rate=learning_rate,
-            name=name,
-            weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            use_ema=use_ema,
-            ema_momentum=ema_momentum,
-            ema_overwrite_frequency=ema_overwrite_frequency,
-            loss_scale_factor=loss_scale_factor,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            **kwargs,
-        )
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.rank = rank
         self.beta_1 = beta_1
         self.beta_2 = beta_2
@@ -149,12 +131,7 @@ class LDAdam(keras.optimizers.Optimizer):
         self._validate()
 
     def _validate(self):
-        for name in ("beta_1", "beta_2", "rho"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1). "
-                    f"Received: {name}={getattr(self, name)}"
-                )
+        check_decays(self, "beta_1", "beta_2", "rho")
         if not self.epsilon > 0:
             raise ValueError(
                 "`epsilon` must be positive: the second moment of an entry "
@@ -164,20 +141,12 @@ class LDAdam(keras.optimizers.Optimizer):
             raise ValueError(
                 f"`rank` must be at least 1. Received: rank={self.rank}"
             )
-        if self.bucket_size < 2 or self.bucket_size % 2:
-            raise ValueError(
-                "`bucket_size` must be even, because two codes share a byte. "
-                f"Received: bucket_size={self.bucket_size}"
-            )
-        for name, choices in (
-            ("error_feedback", ("quantized", "full", "off")),
-            ("rounding", ("stochastic", "nearest")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {choices}. "
-                    f"Received: {name}={getattr(self, name)}"
-                )
+        check_bucket_size(self)
+        check_choices(
+            self,
+            error_feedback=("quantized", "full", "off"),
+            rounding=("stochastic", "nearest"),
+        )
 
     def build(self, variables):
         if self.built:

@@ -70,11 +70,12 @@ class MicroAdam(keras.optimizers.Optimizer):
             window, or `"full"`, Adam's. Defaults to `"window"`.
         value_dtype: `"bfloat16"` or `"float32"`, of the entries in the
             window. Defaults to `"bfloat16"`.
-        weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema,
-            ema_momentum, ema_overwrite_frequency, loss_scale_factor,
-            gradient_accumulation_steps, name: See
-            `keras.optimizers.Optimizer`. An exponential average or
-            accumulated gradients take 4 bytes a parameter each.
+        name: String. Defaults to `"micro_adam"`.
+        **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
+            `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
+            `loss_scale_factor` and `gradient_accumulation_steps` of
+            `keras.optimizers.Optimizer`. An exponential average or accumulated
+            gradients take 4 bytes a parameter each.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -106,32 +107,10 @@ class MicroAdam(keras.optimizers.Optimizer):
         rounding="stochastic",
         bias_correction="window",
         value_dtype="bfloat16",
-        weight_decay=None,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        use_ema=False,
-        ema_momentum=0.99,
-        ema_overwrite_frequency=None,
-        loss_scale_factor=None,
-        gradient_accumulation_steps=None,
         name="micro_adam",
         **kwargs,
     ):
-        super().__init__(
-            learning_rate=learning_rate,
-            name=name,
-            weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            use_ema=use_ema,
-            ema_momentum=ema_momentum,
-            ema_overwrite_frequency=ema_overwrite_frequency,
-            loss_scale_factor=loss_scale_factor,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            **kwargs,
-        )
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon

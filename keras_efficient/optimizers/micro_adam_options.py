@@ -1,14 +1,13 @@
+from keras_efficient.optimizers.check_options import check_bucket_size
+from keras_efficient.optimizers.check_options import check_choices
+from keras_efficient.optimizers.check_options import check_decays
+
 LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
 
 
 def check_options(optimizer):
     """Raise an error if an option of a `MicroAdam` is outside its range."""
-    for name in ("beta_1", "beta_2"):
-        if not 0 <= getattr(optimizer, name) < 1:
-            raise ValueError(
-                f"`{name}` must be in [0, 1). "
-                f"Received: {name}={getattr(optimizer, name)}"
-            )
+    check_decays(optimizer, "beta_1", "beta_2")
     if not optimizer.epsilon > 0:
         raise ValueError(
             "`epsilon` must be positive: the second moment of most "
@@ -28,11 +27,7 @@ def check_options(optimizer):
         raise ValueError(
             f"`window` must be at least 1. Received: window={optimizer.window}"
         )
-    if optimizer.bucket_size < 2 or optimizer.bucket_size % 2:
-        raise ValueError(
-            "`bucket_size` must be even, because two codes share a byte. "
-            f"Received: bucket_size={optimizer.bucket_size}"
-        )
+    check_bucket_size(optimizer)
     if not 0 < optimizer.block_size <= LARGEST_BLOCK:
         raise ValueError(
             f"`block_size` must be from 1 to {LARGEST_BLOCK}, so that the "
@@ -45,13 +40,9 @@ def check_options(optimizer):
             f"block_size={optimizer.block_size}, "
             f"bucket_size={optimizer.bucket_size}"
         )
-    for name, choices in (
-        ("rounding", ("stochastic", "nearest")),
-        ("bias_correction", ("window", "full")),
-        ("value_dtype", ("bfloat16", "float32")),
-    ):
-        if getattr(optimizer, name) not in choices:
-            raise ValueError(
-                f"`{name}` must be one of {choices}. "
-                f"Received: {name}={getattr(optimizer, name)}"
-            )
+    check_choices(
+        optimizer,
+        rounding=("stochastic", "nearest"),
+        bias_correction=("window", "full"),
+        value_dtype=("bfloat16", "float32"),
+    )

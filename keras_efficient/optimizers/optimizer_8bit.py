@@ -28,14 +28,6 @@ class Optimizer8bit(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.min_size = min_size
 
-    def _validate_range(self, *names):
-        for name in names:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1). "
-                    f"Received: {name}={getattr(self, name)}"
-                )
-
     def build(self, variables):
         if self.built:
             return

@@ -8,6 +8,8 @@ from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops import adam_step
 from keras_efficient.ops import sink_gd_step
 from keras_efficient.ops.quantize_8bit import scale_shape
+from keras_efficient.optimizers.check_options import check_choices
+from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.state_layout import scale_layout
 from keras_efficient.optimizers.state_layout import state_layout
 
@@ -65,12 +67,13 @@ class SinkGD(keras.optimizers.Optimizer):
             them get Adam, `["output"]` for instance. Defaults to `None`.
         exclude_embeddings: Boolean, whether embeddings get Adam. Defaults to
             `True`.
-        weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema,
-            ema_momentum, ema_overwrite_frequency, loss_scale_factor,
-            gradient_accumulation_steps, name: See
+        name: String. Defaults to `"sink_gd"`.
+        **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
+            `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
+            `loss_scale_factor` and `gradient_accumulation_steps` of
             `keras.optimizers.Optimizer`. Clipping does nothing to a matrix,
-            which is normalized after it. An exponential average or
-            accumulated gradients take 4 bytes a parameter each.
+            which is normalized after it. An exponential average or accumulated
+            gradients take 4 bytes a parameter each.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -99,32 +102,10 @@ class SinkGD(keras.optimizers.Optimizer):
         rest="adam8bit",
         exclude_layers=None,
         exclude_embeddings=True,
-        weight_decay=None,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        use_ema=False,
-        ema_momentum=0.99,
-        ema_overwrite_frequency=None,
-        loss_scale_factor=None,
-        gradient_accumulation_steps=None,
         name="sink_gd",
         **kwargs,
     ):
-        super().__init__(
-            learning_rate=learning_rate,
-            name=name,
-            weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            use_ema=use_ema,
-            ema_momentum=ema_momentum,
-            ema_overwrite_frequency=ema_overwrite_frequency,
-            loss_scale_factor=loss_scale_factor,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            **kwargs,
-        )
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.alpha = alpha
         self.sinkhorn_iterations = sinkhorn_iterations
         self.beta_1 = beta_1
@@ -137,12 +118,7 @@ class SinkGD(keras.optimizers.Optimizer):
         self._validate()
 
     def _validate(self):
-        for name in ("beta_1", "beta_2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1). "
-                    f"Received: {name}={getattr(self, name)}"
-                )
+        check_decays(self, "beta_1", "beta_2")
         for name in ("alpha", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(
@@ -154,11 +130,7 @@ class SinkGD(keras.optimizers.Optimizer):
                 "`sinkhorn_iterations` must be at least 1. Received: "
                 f"sinkhorn_iterations={self.sinkhorn_iterations}"
             )
-        if self.rest not in ("adam8bit", "adam"):
-            raise ValueError(
-                "`rest` must be one of ('adam8bit', 'adam'). "
-                f"Received: rest={self.rest}"
-            )
+        check_choices(self, rest=("adam8bit", "adam"))
 
     def build(self, variables):
         if self.built:
