@@ -10,11 +10,13 @@ import sys
 from benchmarks import convergence
 from benchmarks import optimizers
 from benchmarks import reversible
+from benchmarks import volumes
 
 BENCHMARKS = {
     "convergence": convergence,
     "optimizers": optimizers,
     "reversible": reversible,
+    "volumes": volumes,
 }
 
 

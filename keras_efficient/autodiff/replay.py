@@ -66,7 +66,11 @@ class Replay:
 
         return pure.write(y), pullback
 
-    def derive(self, outputs, d_outputs):
+    def add(self, variable, cotangent):
+        """Take the cotangent of a variable that belongs to no sub-layer."""
+        self._add([variable], [cotangent])
+
+    def derive(self, block, outputs, d_outputs):
         """The pull-back that follows from `couple` and `uncouple` alone.
 
         `uncouple` evaluates each sub-layer once and so reconstructs the
@@ -80,7 +84,7 @@ class Replay:
             evaluated.append((layer, (self.pure.read(y), pullback)))
             return y
 
-        inputs = self.pure.block.uncouple(outputs, evaluate)
+        inputs = block.uncouple(outputs, evaluate)
         variables = self.pure.own_params
 
         def couple(params, streams):
@@ -92,7 +96,7 @@ class Replay:
                 return given(x)
 
             with self._scope(variables, params):
-                return self.pure.block.couple(streams, again)
+                return block.couple(streams, again)
 
         _, pull = backend.vjp(
             couple, self._values(variables), self.pure.read(inputs)

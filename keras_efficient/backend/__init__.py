@@ -1,6 +1,6 @@
 """The two differentiation primitives, and what else differs by backend.
 
-Every module here offers the same eight functions:
+Every module here offers the same nine functions:
 
 - `custom_vjp(forward, backward)`: a function with its own derivative;
 - `not_differentiable(fn)`: a step inside of one that has none, and says so if
@@ -11,6 +11,8 @@ Every module here offers the same eight functions:
   `jax.lax.scan`, or `None`;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
+- `run_compiled(fn, args, owner, key)`: `fn(*args)` as one XLA program, where
+  the backend does not compile all there is;
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward.
 
 This is the only place that reads `keras.config.backend()`, and only the
@@ -32,6 +34,7 @@ custom_vjp = _backend.custom_vjp
 not_differentiable = _backend.not_differentiable
 record_random = _backend.record_random
 replay_random = _backend.replay_random
+run_compiled = _backend.run_compiled
 saved_bytes = _backend.saved_bytes
 scan = _backend.scan
 segment = _backend.segment

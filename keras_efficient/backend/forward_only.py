@@ -48,3 +48,8 @@ def record_random(fn):
 
 def replay_random(state):
     return contextlib.nullcontext()
+
+
+def run_compiled(fn, args, owner, key):
+    """Nothing is trained here."""
+    return fn(*args)

@@ -212,3 +212,24 @@ def saved_bytes(fn, params, inputs):
         for tensor in kept.values()
         if tensor.op.type not in ("Const", "Placeholder")
     )
+
+
+def run_compiled(fn, args, owner, key):
+    """Return `fn(*args)`, computed by an XLA program.
+
+    The program assigns variables in place. It is kept in `owner`; `key` tells
+    which variables `fn` reads and assigns.
+    """
+    # Variables that are spread over replicas are not XLA's.
+    if tf.distribute.has_strategy():
+        return fn(*args)
+    # Not by `setattr`, which would track it for checkpoints.
+    programs = owner.__dict__.setdefault("_compiled_programs", {})
+    if key not in programs:
+        programs[key] = tf.function(fn, jit_compile=True)
+    # Slices become dense: their number changes, and XLA would compile anew.
+    return programs[key](*(tf.nest.map_structure(_to_tensor, x) for x in args))
+
+
+def _to_tensor(x):
+    return tf.convert_to_tensor(x)

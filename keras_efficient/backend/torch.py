@@ -211,3 +211,8 @@ def saved_bytes(fn, params, inputs):
         kept.pop(leaf.untyped_storage().data_ptr(), None)
     del outputs  # until here, so that no address was used twice
     return sum(kept.values())
+
+
+def run_compiled(fn, args, owner, key):
+    """PyTorch runs each operation as it comes."""
+    return fn(*args)

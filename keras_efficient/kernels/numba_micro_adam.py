@@ -18,7 +18,9 @@ from keras_efficient.kernels.numba_quantize_4bit import encode
 from keras_efficient.kernels.numba_quantize_4bit import fill_noise
 from keras_efficient.kernels.numba_quantize_4bit import round_to_bfloat16
 from keras_efficient.kernels.numba_vectors import LENGTH
-from keras_efficient.kernels.numba_vectors import adam
+from keras_efficient.kernels.numba_vectors import adam_of_window
+from keras_efficient.kernels.numba_vectors import add_to_window
+from keras_efficient.kernels.numba_vectors import take_from_window
 
 # Fewer entries are done sooner than other threads have woken up.
 ENTRIES_A_THREAD = 2**16
@@ -32,13 +34,12 @@ _jit = functools.partial(
 )
 
 # The parts of the work space, each for the largest block and a run: the rest
-# and its noise; both moments, and the weight of the rows that hold an entry;
-# the moments again, of entries that are held alone. LLVM makes vectors of loops
-# whose arrays do not overlap, and of parts of one array it knows. Their
-# distance is no power of 2, for the sake of the cache.
+# and its noise; the update by the window, of all entries and of those that are
+# in it alone. LLVM makes vectors of loops whose arrays do not overlap, and of
+# parts of one array it knows. Their distance is no power of 2, for the sake of
+# the cache.
 _SIZE = 2**15 + 5 * LENGTH
-_REST, _NOISE = range(0, 2 * _SIZE, _SIZE)
-_Z_1, _Z_2, _HELD, _HELD_1, _HELD_2 = range(2 * _SIZE, 7 * _SIZE, _SIZE)
+_REST, _NOISE, _U, _U_HELD = range(0, 4 * _SIZE, _SIZE)
 
 
 @numba_ffi(
@@ -161,10 +162,12 @@ def _run(first, last, arrays, weights, options, layout, numbers):
     k = indices.shape[2]
     key, fused, rate, bias, c_1, c_2, total = numbers
     _, _, b_2, d_2, epsilon, alpha, keep = options
-    work = np.empty(7 * _SIZE, _F)
+    work = np.empty(4 * _SIZE, _F)
     work[_REST : _REST + block_size + LENGTH] = _ZERO
-    for at in (_Z_1, _Z_2, _HELD):
-        work[at : at + block_size] = _ZERO
+    work[_U : _U + block_size] = _ZERO
+    # Sums over the window of each entry, and of those that are in it alone.
+    window = np.zeros(4 * block_size, _F)
+    taken = np.empty(4 * (block_size + LENGTH), _F)
     largest = np.arange(2 * block_size + 1)
     magnitudes = np.empty(block_size + LENGTH, np.int32)
     places = np.empty(block_size + 1, np.int32)
@@ -195,14 +198,21 @@ def _run(first, last, arrays, weights, options, layout, numbers):
             low[j], high[j] = encode(
                 work, _REST + at, bytes_, keep, _NOISE - _REST, fused
             )
-        corrections = c_1, c_2, total, v_hat, epsilon
-        count = _add_window(
-            work, block, indices, values, weights, corrections, places
+        count = _take_window(
+            block, indices, values, weights, window, taken, places
         )
+        # Up to 31 entries too many, of numbers that nobody reads.
+        for i in range(0, count, LENGTH):
+            adam_of_window(
+                *(taken, i, work, _U_HELD + i),
+                *(_ONE / c_1, _ONE / c_2, total, v_hat, epsilon),
+            )
+        for i in range(count):
+            work[_U + places[i]] = work[_U_HELD + i]
         factor = alpha / (np.sqrt(v_hat) + epsilon)
         _update(parameter[start:end], work, rate, factor)
         for i in range(count):
-            work[_Z_1 + places[i]] = _ZERO
+            work[_U + places[i]] = _ZERO
 
 
 @_jit
@@ -250,13 +260,13 @@ def _as_stored(x, like):
 
 
 @_jit
-def _add_window(work, block, indices, values, weights, corrections, places):
-    """Write Adam's update over the window to `_Z_1`.
+def _take_window(block, indices, values, weights, window, taken, places):
+    """Sum the rows of the window that hold an entry.
 
-    Few entries of a block are held by any row. Returns how many, after
-    writing their places.
+    Few entries of a block are held by any row. Their sums, four numbers each,
+    go to `taken`, and `window` is 0 again. Returns how many, after writing
+    their places.
     """
-    c_1, c_2, total, v_hat, epsilon = corrections
     rows, _, k = indices.shape
     for j in range(rows):
         w_1, w_2 = weights[0, j], weights[1, j]
@@ -264,32 +274,19 @@ def _add_window(work, block, indices, values, weights, corrections, places):
             continue
         for i in range(k):
             at = np.int64(indices[j, block, i])
-            x = to_float32(values[j, block, i])
-            work[_Z_1 + at] += w_1 * x
-            work[_Z_2 + at] += w_2 * x * x
-            work[_HELD + at] += w_2
+            add_to_window(window, at, to_float32(values[j, block, i]), w_1, w_2)
     count = 0
     for j in range(rows):
         for i in range(k):
             at = np.int64(indices[j, block, i])
-            z_1 = work[_Z_1 + at]
-            # An entry that all rows hold leaves a rounding error.
-            free = max(total - work[_HELD + at], _ZERO)
-            work[_HELD_1 + count] = z_1
-            work[_HELD_2 + count] = work[_Z_2 + at] + free * v_hat
-            work[_Z_1 + at] = work[_Z_2 + at] = work[_HELD + at] = _ZERO
             places[count] = at
+            z_1 = take_from_window(window, at, taken, count)
             count += z_1 != _ZERO
-    # Up to 31 entries too many, of numbers that nobody reads.
-    for i in range(0, count, LENGTH):
-        adam(work, _HELD_1 + i, _HELD_2 + i, _ONE / c_1, _ONE / c_2, epsilon)
-    for i in range(count):
-        work[_Z_1 + places[i]] = work[_HELD_1 + i]
     return count
 
 
 @_jit
 def _update(parameter, work, rate, factor):
     for i in range(parameter.size):
-        u = work[_REST + i] * factor + work[_Z_1 + i]
+        u = work[_REST + i] * factor + work[_U + i]
         parameter[i] = subtract(parameter[i], rate * u)

@@ -16,6 +16,9 @@ _FLOATS, _INTS, _BYTES = (
     ir.VectorType(item, LENGTH)
     for item in (ir.FloatType(), ir.IntType(32), ir.IntType(8))
 )
+_FOUR = ir.VectorType(ir.FloatType(), 4)
+_FOURS = ir.VectorType(ir.FloatType(), 4 * LENGTH)
+_ZERO, _ONE, _TWO = ir.FloatType()(0.0), ir.FloatType()(1.0), ir.IntType(64)(2)
 _float, _int, _bool = types.float32, types.int64, types.boolean
 
 
@@ -93,18 +96,81 @@ def noise(typingctx, work, at, start):
 
 
 @intrinsic
-def adam(typingctx, work, first, second, factor_1, factor_2, epsilon):
-    """Write Adam's update over a run of first moments, given the second."""
+def add_to_window(typingctx, window, entry, x, w_1, w_2):
+    """Add (w_1 x, w_2 x^2, w_2, 0) to the four numbers of an entry."""
 
     def codegen(context, builder, signature, args):
         run = _Run(context, builder, signature, args)
-        root = run.call("llvm.sqrt", builder.fmul(run.load(0, 2), run.splat(4)))
-        x = builder.fmul(run.load(0, 1), run.splat(3))
-        x = builder.fdiv(x, builder.fadd(root, run.splat(5)))
-        run.store(0, 1, x)
+        _, _, x, w_1, w_2 = args
+        numbers = _four(builder, (w_1, w_2, w_2, _ZERO))
+        for factors in ((x, x, _ONE, _ONE), (_ONE, x, _ONE, _ONE)):
+            numbers = builder.fmul(numbers, _four(builder, factors))
+        at = run.pointer(0, builder.shl(args[1], _TWO), _FOUR)
+        sums = builder.fadd(builder.load(at, align=4), numbers)
+        builder.store(sums, at, align=4)
 
-    signature = types.void(work, _int, _int, _float, _float, _float)
+    signature = types.void(window, _int, _float, _float, _float)
     return signature, _without_result(codegen)
+
+
+@intrinsic
+def take_from_window(typingctx, window, entry, taken, place):
+    """Move the four numbers of an entry, and return the first one."""
+
+    def codegen(context, builder, signature, args):
+        run = _Run(context, builder, signature, args)
+        at = run.pointer(0, builder.shl(args[1], _TWO), _FOUR)
+        numbers = builder.load(at, align=4)
+        builder.store(ir.Constant(_FOUR, [0.0] * 4), at, align=4)
+        to = run.pointer(2, builder.shl(args[3], _TWO), _FOUR)
+        builder.store(numbers, to, align=4)
+        return builder.extract_element(numbers, ir.IntType(32)(0))
+
+    return types.float32(window, _int, taken, _int), codegen
+
+
+@intrinsic
+def adam_of_window(
+    typingctx, taken, place, work, at, c_1, c_2, total, v_hat, epsilon
+):
+    """Write Adam's update of 32 entries that `take_from_window` moved.
+
+    `free = max(total - held, 0)` is the weight of rows that hold no value.
+    """
+
+    def codegen(context, builder, signature, args):
+        run = _Run(context, builder, signature, args)
+        numbers = run.pointer(0, builder.shl(args[1], _TWO), _FOURS)
+        numbers = builder.load(numbers, align=4)
+        z_1, z_2, held = (
+            builder.shuffle_vector(
+                numbers,
+                ir.Constant(_FOURS, ir.Undefined),
+                ir.Constant(_INTS, list(range(i, 4 * LENGTH, 4))),
+            )
+            for i in range(3)
+        )
+        c_1, c_2, total, v_hat, epsilon = map(run.splat, range(4, 9))
+        zero = ir.Constant(_FLOATS, [0.0] * LENGTH)
+        free = builder.fsub(total, held)
+        # An entry that all rows hold leaves a rounding error.
+        is_positive = builder.fcmp_ordered(">", free, zero)
+        free = builder.select(is_positive, free, zero)
+        z_2 = builder.fadd(z_2, builder.fmul(free, v_hat))
+        root = run.call("llvm.sqrt", builder.fmul(z_2, c_2))
+        u = builder.fmul(z_1, c_1)
+        run.store(2, 3, builder.fdiv(u, builder.fadd(root, epsilon)))
+
+    floats = (_float,) * 5
+    signature = types.void(taken, _int, work, _int, *floats)
+    return signature, _without_result(codegen)
+
+
+def _four(builder, numbers):
+    four = ir.Constant(_FOUR, ir.Undefined)
+    for i, number in enumerate(numbers):
+        four = builder.insert_element(four, number, ir.IntType(32)(i))
+    return four
 
 
 @intrinsic

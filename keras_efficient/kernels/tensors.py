@@ -1,8 +1,9 @@
 """Which framework tensors belong to and where they lie, without imports.
 
-A framework that is not loaded has no tensors, so `sys.modules` tells enough.
+A framework that is not loaded has no tensors.
 """
 
+import functools
 import sys
 from typing import NamedTuple
 
@@ -16,11 +17,13 @@ class Spec(NamedTuple):
     dtype: str
 
 
-_TYPES = (
-    ("jax", ("Array",)),
-    ("tensorflow", ("Tensor", "Variable")),
-    ("torch", ("Tensor",)),
-)
+# In the order in which they are asked. The types of JAX are of two packages.
+_PACKAGES = {
+    "jax": "jax",
+    "jaxlib": "jax",
+    "tensorflow": "tensorflow",
+    "torch": "torch",
+}
 
 
 def framework_of(values):
@@ -30,16 +33,21 @@ def framework_of(values):
     where there are only arrays of NumPy and Python numbers, `None` where there
     is something else.
     """
-    for framework, names in _TYPES:
-        module = sys.modules.get(framework)
-        types = [getattr(module, name, None) for name in names]
-        types = tuple(filter(None, types))  # empty while it is imported
-        if any(isinstance(value, types) for value in values):
+    found = {_framework_of_type(type(value)) for value in values}
+    for framework in _PACKAGES.values():
+        if framework in found:
             return framework
+    return None if None in found else "numpy"
+
+
+@functools.lru_cache(maxsize=None)
+def _framework_of_type(kind):
+    for base in kind.__mro__:
+        package = base.__module__.partition(".")[0]
+        if package in _PACKAGES:
+            return _PACKAGES[package]
     others = (np.ndarray, np.generic, bool, int, float)
-    if all(isinstance(value, others) for value in values):
-        return "numpy"
-    return None
+    return "numpy" if issubclass(kind, others) else None
 
 
 def as_array(value):
@@ -48,6 +56,13 @@ def as_array(value):
         if isinstance(value, number) and not isinstance(value, np.generic):
             return np.asarray(value, dtype)
     return value
+
+
+def as_matrix(value, rows):
+    """Reshape a tensor to two axes, without the overhead of `keras.ops`."""
+    if hasattr(value, "reshape"):
+        return value.reshape((rows, -1))
+    return sys.modules["tensorflow"].reshape(value, (rows, -1))
 
 
 def device_of(values, framework):

@@ -19,9 +19,8 @@ class TorchHost(Host):
         return super().__call__(kernel, args)
 
     def as_tensor(self, value, name):
-        if isinstance(value, torch.Tensor):
-            return value
-        return torch.from_numpy(np.array(value))
+        """Return a tensor, or an array where that is what a kernel gets."""
+        return value if isinstance(value, torch.Tensor) else np.array(value)
 
     def spec_of(self, tensor):
         return Spec(
@@ -30,12 +29,15 @@ class TorchHost(Host):
 
     def run(self, kernel, values, specs, results):
         known = dict(zip(kernel.inputs, values))
-        if torch.is_grad_enabled() and any(x.requires_grad for x in values):
+        if torch.is_grad_enabled() and any(
+            isinstance(x, torch.Tensor) and x.requires_grad for x in values
+        ):
             raise RuntimeError(
                 f"'{kernel.name}' has no derivative. Call it under "
                 "`torch.no_grad()`, or with `x.detach()`."
             )
         for name in kernel.in_place:
+            known[name] = torch.as_tensor(known[name])
             if not known[name].is_contiguous():
                 raise ValueError(
                     f"'{name}' is overwritten by '{kernel.name}' and must be "
@@ -57,7 +59,10 @@ class TorchHost(Host):
 
 
 def _array(tensor):
-    tensor = tensor.detach().contiguous()
+    if not isinstance(tensor, torch.Tensor):
+        return as_argument(tensor)
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    tensor = tensor.contiguous()
     if tensor.dtype in _BITS:
         tensor = tensor.view(torch.uint16)
     return as_argument(tensor.numpy())

@@ -1,3 +1,32 @@
+from keras_efficient.layers.convolutional.conv_next_block import (
+    ConvNeXtBlock as ConvNeXtBlock,
+)
+from keras_efficient.layers.convolutional.depthwise_conv_3d import (
+    DepthwiseConv3D as DepthwiseConv3D,
+)
+from keras_efficient.layers.convolutional.mb_conv import MBConv as MBConv
+from keras_efficient.layers.invertible.inverse import Inverse as Inverse
+from keras_efficient.layers.invertible.invertible_conv_1d import (
+    InvertibleConv1D as InvertibleConv1D,
+)
+from keras_efficient.layers.invertible.invertible_conv_2d import (
+    InvertibleConv2D as InvertibleConv2D,
+)
+from keras_efficient.layers.invertible.invertible_conv_3d import (
+    InvertibleConv3D as InvertibleConv3D,
+)
+from keras_efficient.layers.invertible.invertible_dense import (
+    InvertibleDense as InvertibleDense,
+)
+from keras_efficient.layers.invertible.invertible_leaky_relu import (
+    InvertibleLeakyReLU as InvertibleLeakyReLU,
+)
+from keras_efficient.layers.invertible.invertible_residual import (
+    InvertibleResidual as InvertibleResidual,
+)
+from keras_efficient.layers.invertible.invertible_sequential import (
+    InvertibleSequential as InvertibleSequential,
+)
 from keras_efficient.layers.reversible.additive_coupling import (
     AdditiveCoupling as AdditiveCoupling,
 )
@@ -26,9 +55,25 @@ from keras_efficient.layers.reversible.momentum_coupling import (
     MomentumCoupling as MomentumCoupling,
 )
 from keras_efficient.layers.reversible.recompute import Recompute as Recompute
+from keras_efficient.layers.reversible.rev_silo import RevSilo as RevSilo
+from keras_efficient.layers.reversible.reversible_column import (
+    ReversibleColumn as ReversibleColumn,
+)
 from keras_efficient.layers.reversible.reversible_layer import (
     ReversibleLayer as ReversibleLayer,
 )
+from keras_efficient.layers.reversible.reversible_mb_conv import (
+    ReversibleMBConv as ReversibleMBConv,
+)
+from keras_efficient.layers.reversible.reversible_parallel import (
+    ReversibleParallel as ReversibleParallel,
+)
 from keras_efficient.layers.reversible.reversible_sequence import (
     ReversibleSequence as ReversibleSequence,
+)
+from keras_efficient.layers.reversible.reversible_transformer_decoder import (
+    ReversibleTransformerDecoder as ReversibleTransformerDecoder,
+)
+from keras_efficient.layers.reversible.reversible_transformer_encoder import (
+    ReversibleTransformerEncoder as ReversibleTransformerEncoder,
 )

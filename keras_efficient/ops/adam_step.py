@@ -1,3 +1,5 @@
+import math
+
 from keras import ops
 
 # The square of a larger gradient is not finite in float32.
@@ -39,12 +41,24 @@ def adam_step(
         - [Kingma and Ba, 2014](https://arxiv.org/abs/1412.6980)
     """
     g = finite_gradient(gradient)
-    t = ops.cast(step, "float32")
+    bias_1, bias_2 = adam_biases(step, beta_1, beta_2)
     m = beta_1 * momentum + (1 - beta_1) * g
     v = beta_2 * velocity + (1 - beta_2) * g * g
-    m_hat = m / (1 - ops.power(beta_1, t))
-    v_hat = v / (1 - ops.power(beta_2, t))
-    return m_hat / (ops.sqrt(v_hat) + epsilon), m, v
+    return (m / bias_1) / (ops.sqrt(v / bias_2) + epsilon), m, v
+
+
+def one_minus_power(beta, t):
+    """Return 1 - beta^t for a float32 t, to all its digits.
+
+    In the first steps the subtraction leaves four digits of float32.
+    """
+    return -ops.expm1(t * (math.log(beta) if beta else -math.inf))
+
+
+def adam_biases(step, beta_1, beta_2):
+    """Return what Adam's moments are divided by, 1 - beta^t for each."""
+    t = ops.cast(step, "float32")
+    return one_minus_power(beta_1, t), one_minus_power(beta_2, t)
 
 
 def finite_gradient(gradient):

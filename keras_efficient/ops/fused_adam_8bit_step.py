@@ -6,6 +6,8 @@ from keras import ops
 
 from keras_efficient.kernels import policy
 from keras_efficient.kernels import traits
+from keras_efficient.kernels.tensors import as_matrix
+from keras_efficient.ops.adam_step import adam_biases
 from keras_efficient.ops.quantize_8bit import is_along_last
 
 DTYPES = ("float32", "bfloat16")
@@ -21,6 +23,7 @@ def fused_adam_8bit_step(
     beta_2=0.999,
     epsilon=1e-7,
     seed=0,
+    biases=None,
 ):
     """Do `adam_8bit_step`, and the step it computes, in a kernel.
 
@@ -48,6 +51,8 @@ def fused_adam_8bit_step(
         beta_2: Float.
         epsilon: Float.
         seed: Integer.
+        biases: Pair of scalar tensors, `1 - beta_1^step` and
+            `1 - beta_2^step`. Defaults to `None`: computed here.
 
     Returns:
         `(parameter, momentum_codes, momentum_scale, velocity_codes,
@@ -65,18 +70,12 @@ def fused_adam_8bit_step(
 
     shape = tuple(parameter.shape)
     rows = math.prod(shape[:-1]) if is_along_last(shape) else 1
-
-    def matrix(x):
-        return ops.reshape(ops.stop_gradient(x), (rows, -1))
-
     options = (beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon)
-    t = ops.cast(step, "float32")
     results = adam_8bit(
-        *map(matrix, tensors),
-        matrix(gradient),
+        *(as_matrix(x, rows) for x in tensors),
+        as_matrix(gradient, rows),
         ops.cast(learning_rate, "float32"),
-        1 - ops.power(beta_1, t),
-        1 - ops.power(beta_2, t),
+        *(biases or adam_biases(step, beta_1, beta_2)),
         ops.cast(step, "int32"),
         np.array(options, "float32"),
         seed,

@@ -6,6 +6,8 @@ from keras import ops
 
 from keras_efficient.kernels import policy
 from keras_efficient.kernels import traits
+from keras_efficient.kernels.tensors import as_matrix
+from keras_efficient.ops.adam_step import adam_biases
 
 DTYPES = ("float32", "bfloat16")
 
@@ -24,6 +26,7 @@ def fused_micro_adam_step(
     rounding="stochastic",
     bias_correction="window",
     seed=0,
+    biases=None,
 ):
     """Do `micro_adam_step`, and the step it computes, in a kernel.
 
@@ -54,6 +57,8 @@ def fused_micro_adam_step(
         rounding: String.
         bias_correction: String.
         seed: Integer.
+        biases: Pair of scalar tensors, `1 - beta_1^step` and
+            `1 - beta_2^step`. Defaults to `None`: computed here.
 
     Returns:
         `(parameter, indices, values, written, codes, low, high, velocity)`,
@@ -75,19 +80,13 @@ def fused_micro_adam_step(
 
     # XLA would copy a matrix that is overwritten as a vector.
     rows = math.prod(parameter.shape[:-1])
-
-    def matrix(x):
-        return ops.reshape(ops.stop_gradient(x), (rows, -1))
-
     betas = (beta_1, 1 - beta_1, beta_2, 1 - beta_2)
-    t = ops.cast(step, "float32")
     results = micro_adam(
-        matrix(parameter),
-        *map(ops.stop_gradient, state),
-        matrix(gradient),
+        as_matrix(parameter, rows),
+        *state,
+        as_matrix(gradient, rows),
         ops.cast(learning_rate, "float32"),
-        1 - ops.power(beta_1, t),
-        1 - ops.power(beta_2, t),
+        *(biases or adam_biases(step, beta_1, beta_2)),
         ops.cast(step, "int32"),
         np.array((*betas, epsilon, alpha, 1 - alpha), "float32"),
         block_size,

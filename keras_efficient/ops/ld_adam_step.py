@@ -3,6 +3,7 @@ import math
 from keras import ops
 
 from keras_efficient.ops.adam_step import finite_gradient
+from keras_efficient.ops.adam_step import one_minus_power
 from keras_efficient.ops.quantize_4bit import dequantize_4bit
 from keras_efficient.ops.quantize_4bit import quantize_4bit
 from keras_efficient.ops.uniform_noise import uniform_noise
@@ -93,9 +94,9 @@ def ld_adam_step(
     t = ops.cast(step, "float32")
     # At t = 1 both moments are 0, whatever they are divided by.
     is_first = t < 1.5
-    c_1_old = ops.where(is_first, 1.0, 1 - ops.power(beta_1, t - 1))
-    c_2_old = ops.where(is_first, 1.0, 1 - ops.power(beta_2, t - 1))
-    c_1, c_2 = 1 - ops.power(beta_1, t), 1 - ops.power(beta_2, t)
+    c_1_old = ops.where(is_first, 1.0, one_minus_power(beta_1, t - 1))
+    c_2_old = ops.where(is_first, 1.0, one_minus_power(beta_2, t - 1))
+    c_1, c_2 = one_minus_power(beta_1, t), one_minus_power(beta_2, t)
 
     # Subspace
     a = finite_gradient(gradient) + _decode(error, shape)

@@ -25,19 +25,21 @@
 - Entries of the gradient that are not finite count as 0.
 """
 
-import math
 from collections import namedtuple
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_efficient.ops.adam_step import finite_gradient
+from keras_efficient.ops.adam_step import one_minus_power
 from keras_efficient.ops.block_top_k import block_top_k
+from keras_efficient.ops.joined_blocks import JoinedBlocks
+from keras_efficient.ops.joined_blocks import concatenate
+from keras_efficient.ops.joined_blocks import cut
 from keras_efficient.ops.quantize_4bit import dequantize_4bit
 from keras_efficient.ops.quantize_4bit import quantize_4bit
 from keras_efficient.ops.round_to_bfloat16 import round_to_bfloat16
-from keras_efficient.ops.uniform_noise import uniform_noise
+from keras_efficient.ops.uniform_noise import uniform_noises
 
 # shape and dtype, for a tensor of d elements, window m, k entries a block of
 # size B, buckets of size Q
@@ -115,39 +117,81 @@ def micro_adam_step(
     Reference:
         - [Modoranu et al., 2024](https://arxiv.org/abs/2405.15593)
     """
+    ((update, state),) = micro_adam_steps(
+        *([gradient], [state], step, [seed], block_size),
+        *(beta_1, beta_2, epsilon, alpha, rounding, bias_correction),
+    )
+    return update, state
+
+
+def micro_adam_steps(
+    gradients,
+    states,
+    step,
+    seeds,
+    block_size,
+    beta_1,
+    beta_2,
+    epsilon,
+    alpha,
+    rounding,
+    bias_correction,
+):
+    """Do `micro_adam_step` for several tensors, in one call of each operation.
+
+    Blocks know nothing of the tensor they are in, as long as `bucket_size`
+    divides `block_size`.
+
+    Args:
+        gradients: List of tensors.
+        states: List of `MicroAdamState`, with equal numbers but for sizes.
+        step: Integer tensor.
+        seeds: List of integers.
+
+    Returns:
+        List of pairs `(u, state)`.
+    """
     step = ops.cast(step, "int32")
-    size = math.prod(gradient.shape)
-    blocks, k = state.indices.shape[1:]
-    buckets, bucket_size = state.codes.shape[0], 2 * state.codes.shape[1]
-
     t = ops.cast(step, "float32")
+    joined = JoinedBlocks([g.shape for g in gradients], block_size)
+    slots = MicroAdamState(*zip(*states))
+    k, bucket_size = slots.indices[0].shape[2], 2 * slots.codes[0].shape[1]
+    buckets_a_block = block_size // bucket_size
 
-    g = ops.reshape(finite_gradient(gradient), (-1,))
-    g = ops.reshape(_pad(g, blocks * block_size), (blocks, block_size))
-    velocity = _second_moment_of_blocks(g, state.velocity, size, beta_2)
-    v_hat = velocity / (1 - ops.power(beta_2, t))
+    g = joined.join([finite_gradient(g) for g in gradients])
+    square = ops.sum(g * g / joined.counts(), axis=-1, keepdims=True)
+    velocity = joined.join_rows(slots.velocity, 1)
+    velocity = beta_2 * velocity + (1 - beta_2) * square
+    v_hat = velocity / one_minus_power(beta_2, t)
 
     # The largest entries, and the rest
-    e = dequantize_4bit(state.codes, state.low, state.high)
-    e = _pad(ops.reshape(e, (-1,))[:size], blocks * block_size)
-    a = g + ops.reshape(e, (blocks, block_size))
+    e = dequantize_4bit(
+        *(joined.join_rows(x, buckets_a_block) for x in slots[3:6])
+    )
+    e = joined.split(ops.reshape(e, g.shape))  # without what fills up blocks
+    a = g + joined.join(e)
     new_indices, new_values = block_top_k(a, k)
-    if keras.backend.standardize_dtype(state.values.dtype) == "bfloat16":
+    if keras.backend.standardize_dtype(slots.values[0].dtype) == "bfloat16":
         new_values = round_to_bfloat16(new_values)
     rest = a - _at_indices(new_indices, new_values, block_size)
     u_rest = alpha * rest / (ops.sqrt(v_hat) + epsilon)
 
     # The new error feedback
-    e = ops.reshape((1 - alpha) * rest, (-1,))[:size]
-    e = ops.reshape(_pad(e, buckets * bucket_size), (buckets, bucket_size))
+    e = ops.reshape((1 - alpha) * rest, (-1, bucket_size))
     noise = 0.5
     if rounding == "stochastic":
-        noise = uniform_noise((buckets, bucket_size), step, seed)
-    codes, low, high = quantize_4bit(e, noise)
+        sizes = [blocks * block_size for blocks in joined.blocks]
+        noise = uniform_noises(dict(zip(seeds, sizes)), step)
+        noise = ops.reshape(noise, e.shape)
+    error = [
+        joined.split_rows(x, like)
+        for x, like in zip(quantize_4bit(e, noise), slots[3:6])
+    ]
 
-    window = _write_row(state, new_indices, new_values, step)
+    window = _write_row(slots, new_indices, new_values, step, joined.blocks)
     u = u_rest + _adam_over_window(
         *window,
+        joined.blocks,
         block_size,
         t,
         v_hat,
@@ -155,32 +199,41 @@ def micro_adam_step(
         epsilon,
         bias_correction,
     )
-    u = ops.reshape(ops.reshape(u, (-1,))[:size], gradient.shape)
-    return u, MicroAdamState(*window, codes, low, high, velocity)
+    indices, values, written = window
+    window = [cut(x, joined.blocks, 1) for x in (indices, values)]
+    rows = cut(written, [1 for _ in states], 1)
+    window.append([ops.reshape(row, (-1,)) for row in rows])
+    velocities = joined.split_rows(velocity, slots.velocity)
+    new_states = map(MicroAdamState, *window, *error, velocities)
+    return list(zip(joined.split(u), new_states))
 
 
-def _second_moment_of_blocks(g, velocity, size, beta_2):
-    count = np.full((g.shape[0], 1), g.shape[1], "float32")
-    count[-1:] -= math.prod(g.shape) - size  # padding
-    square = ops.sum(g * g / count, axis=-1, keepdims=True)
-    return beta_2 * velocity + (1 - beta_2) * square
+def _write_row(slots, indices, values, step, blocks):
+    """Let the oldest row of each window make room."""
+    written = ops.stack(slots.written, axis=1)
+    rows = ops.arange(written.shape[0], dtype="int32")[:, None]
+    oldest = rows == ops.cast(ops.argmin(written, axis=0), "int32")
+    written = ops.where(oldest, step, written)
+    oldest = ops.expand_dims(_for_blocks(oldest, blocks), -1)
+    window = []
+    for new, old in ((indices, slots.indices), (values, slots.values)):
+        old = concatenate(old, 1)
+        window.append(ops.where(oldest, ops.cast(new, old.dtype), old))
+    return *window, written
 
 
-def _write_row(state, indices, values, step):
-    """Let the oldest row of the window make room."""
-    oldest = ops.arange(state.written.shape[0]) == ops.argmin(state.written)
-    written = ops.where(oldest, step, state.written)
-    oldest = ops.reshape(oldest, (-1, 1, 1))
-    indices = ops.cast(indices, state.indices.dtype)
-    values = ops.cast(values, state.values.dtype)
-    indices = ops.where(oldest, indices, state.indices)
-    return indices, ops.where(oldest, values, state.values), written
+def _for_blocks(x, blocks):
+    """Repeat columns, one a tensor, for the blocks of each tensor."""
+    if len(blocks) == 1:
+        return x
+    return ops.repeat(x, ops.convert_to_tensor(blocks, "int32"), axis=1)
 
 
 def _adam_over_window(
     indices,
     values,
     written,
+    blocks,
     block_size,
     t,
     v_hat,
@@ -190,23 +243,24 @@ def _adam_over_window(
 ):
     beta_1, beta_2 = betas
     age = t - ops.cast(written, "float32")
-    weights_1 = ops.where(written > 0, ops.power(beta_1, age), 0.0)
-    weights_2 = ops.where(written > 0, ops.power(beta_2, age), 0.0)
-    w_1 = ops.reshape(weights_1, (-1, 1, 1))
-    w_2 = ops.reshape(weights_2, (-1, 1, 1))
+    weights = [
+        _for_blocks(ops.where(written > 0, ops.power(beta, age), 0.0), blocks)
+        for beta in betas
+    ]
+    w_1, w_2 = (ops.expand_dims(w, -1) for w in weights)
+    c_1, c_2 = (ops.reshape(ops.sum(w, axis=0), (-1, 1)) for w in weights)
     v = ops.cast(values, "float32")
     z_1 = _at_indices(indices, w_1 * v, block_size)
     z_2 = _at_indices(indices, w_2 * v * v, block_size)
     if bias_correction == "full":
-        z_1 = z_1 * ((1 - beta_1) / (1 - ops.power(beta_1, t)))
-        z_2 = z_2 * ((1 - beta_2) / (1 - ops.power(beta_2, t)))
+        z_1 = z_1 * ((1 - beta_1) / one_minus_power(beta_1, t))
+        z_2 = z_2 * ((1 - beta_2) / one_minus_power(beta_2, t))
     else:
         held = _at_indices(indices, w_2 * ops.ones_like(v), block_size)
-        z_1 = z_1 / ops.sum(weights_1)
+        z_1 = z_1 / c_1
         # An entry that all rows hold leaves a rounding error, of any sign.
-        free = ops.maximum(ops.sum(weights_2) - held, 0.0)
-        z_2 = z_2 + free * v_hat
-        z_2 = z_2 / ops.sum(weights_2)
+        free = ops.maximum(c_2 - held, 0.0)
+        z_2 = (z_2 + free * v_hat) / c_2
     return z_1 / (ops.sqrt(z_2) + epsilon)
 
 
@@ -220,7 +274,3 @@ def _at_indices(indices, values, block_size):
     values = ops.reshape(ops.cast(values, "float32"), (-1,))
     total = ops.segment_sum(values, places, num_segments=blocks * block_size)
     return ops.reshape(total, (blocks, block_size))
-
-
-def _pad(x, size):
-    return ops.pad(x, [[0, size - x.shape[0]]]) if size > x.shape[0] else x

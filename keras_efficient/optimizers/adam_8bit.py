@@ -3,7 +3,6 @@ from keras import ops
 
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops import adam_step
 from keras_efficient.ops.fused_adam_8bit_step import fused_adam_8bit_step
 from keras_efficient.ops.uniform_noise import uniform_noises
 from keras_efficient.optimizers.check_options import check_decays
@@ -71,6 +70,7 @@ class Adam8bit(Optimizer8bit):
         - FlashOptim, [arXiv 2602.23349](https://arxiv.org/abs/2602.23349)
     """
 
+    HAS_KERNEL = True
     MOMENTS = {"momentum": "int8", "velocity": "uint8"}
 
     def __init__(
@@ -94,14 +94,12 @@ class Adam8bit(Optimizer8bit):
                 f"may be 0. Received: epsilon={epsilon}"
             )
 
-    def _step_kernel(self, value, gradient, state, learning_rate, seed):
+    def _step_kernel(
+        self, value, gradient, state, learning_rate, options, index
+    ):
+        state = Adam8bitState(*state)
         return fused_adam_8bit_step(
-            value,
-            gradient,
-            Adam8bitState(*state),
-            learning_rate,
-            seed=seed,
-            **self._options(),
+            value, gradient, state, learning_rate, seed=index, **options
         )
 
     def _step_8bit(self, gradient, state, groups):
@@ -115,17 +113,6 @@ class Adam8bit(Optimizer8bit):
             **options,
         )
         return update, *state
-
-    def _step_float32(self, gradient, state):
-        return adam_step(gradient, *state, **self._options())
-
-    def _options(self):
-        return {
-            "step": self.iterations + 1,
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
 
     def get_config(self):
         config = {

@@ -4,16 +4,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.ops import adam_step
 from keras_efficient.ops import ld_adam_step
 from keras_efficient.optimizers.check_options import check_bucket_size
 from keras_efficient.optimizers.check_options import check_choices
 from keras_efficient.optimizers.check_options import check_decays
-from keras_efficient.optimizers.state_layout import state_layout
+from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class LDAdam(keras.optimizers.Optimizer):
+class LDAdam(CompressedOptimizer):
     """Adam whose moments live in a subspace of few dimensions.
 
     Both moments of a matrix are kept in the `rank` directions that matter
@@ -116,7 +115,7 @@ class LDAdam(keras.optimizers.Optimizer):
         name="ld_adam",
         **kwargs,
     ):
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate, min_size, name=name, **kwargs)
         self.rank = rank
         self.beta_1 = beta_1
         self.beta_2 = beta_2
@@ -125,7 +124,6 @@ class LDAdam(keras.optimizers.Optimizer):
         self.error_feedback = error_feedback
         self.bucket_size = bucket_size
         self.rounding = rounding
-        self.min_size = min_size
         self.exclude_layers = list(exclude_layers or [])
         self.exclude_embeddings = exclude_embeddings
         self._validate()
@@ -148,20 +146,6 @@ class LDAdam(keras.optimizers.Optimizer):
             rounding=("stochastic", "nearest"),
         )
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        # One entry for each variable: the state of `ld_adam_step` or that of
-        # `adam_step`.
-        self._has_low_rank = [self._is_compressible(v) for v in variables]
-        self._states = [
-            self._add_low_rank_state(variable)
-            if has_low_rank
-            else self._add_adam_state(variable)
-            for variable, has_low_rank in zip(variables, self._has_low_rank)
-        ]
-
     def _is_compressible(self, variable):
         if len(variable.shape) < 2 or min(_sides(variable)) < self.rank:
             return False
@@ -171,13 +155,7 @@ class LDAdam(keras.optimizers.Optimizer):
             return False
         return math.prod(variable.shape) >= self.min_size
 
-    def _add_adam_state(self, variable):
-        return tuple(
-            self._add(variable, name, variable.shape)
-            for name in ("momentum", "velocity")
-        )
-
-    def _add_low_rank_state(self, variable):
+    def _add_compressed_state(self, variable):
         short, long = sorted(_sides(variable))
         buckets = math.ceil(short * long / self.bucket_size)
         error = {
@@ -201,40 +179,16 @@ class LDAdam(keras.optimizers.Optimizer):
             *(self._add(variable, name, *slot) for name, slot in error.items()),
         )
 
-    def _add(self, variable, name, shape, dtype="float32", initializer="zeros"):
-        name = f"{variable.path.replace('/', '_')}_{name}"
-        layout = state_layout(variable, shape)
-        return self.add_variable(
-            shape, initializer, dtype, layout=layout, name=name
+    def _step_compressed(self, gradient, state, index):
+        update, state = ld_adam_step(
+            gradient,
+            state,
+            rho=self.rho,
+            rounding=self.rounding,
+            seed=index,
+            **self._options(),
         )
-
-    def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        slots = self._states[index]
-        state = [ops.convert_to_tensor(slot) for slot in slots]
-        # TensorFlow's gradient of an embedding is sparse; this makes it dense.
-        gradient = ops.reshape(gradient, variable.shape)
-        options = {
-            "step": self.iterations + 1,
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
-        if self._has_low_rank[index]:
-            update, state = ld_adam_step(
-                gradient,
-                state,
-                rho=self.rho,
-                rounding=self.rounding,
-                seed=index,
-                **options,
-            )
-        else:
-            update, *state = adam_step(gradient, *state, **options)
-        for slot, value in zip(slots, state):
-            self.assign(slot, value)
-        update = ops.cast(learning_rate, "float32") * update
-        self.assign_sub(variable, ops.cast(update, variable.dtype))
+        return update, *state
 
     def get_config(self):
         config = {

@@ -64,7 +64,7 @@ class Lion8bit(Optimizer8bit):
     def _step_8bit(self, gradient, state, groups):
         return lion_8bit_step(gradient, *state, **self._options())
 
-    def _step_float32(self, gradient, state):
+    def _step_plain(self, gradient, state, index):
         return lion_step(gradient, *state, **self._options())
 
     def _options(self):

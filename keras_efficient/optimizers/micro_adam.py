@@ -1,18 +1,17 @@
 import math
 
 import keras
-from keras import ops
 
 from keras_efficient.ops import MicroAdamState
-from keras_efficient.ops import adam_step
-from keras_efficient.ops import micro_adam_step
 from keras_efficient.ops.fused_micro_adam_step import fused_micro_adam_step
+from keras_efficient.ops.micro_adam_step import micro_adam_steps
+from keras_efficient.optimizers.batched_step import assign
+from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 from keras_efficient.optimizers.micro_adam_options import check_options
-from keras_efficient.optimizers.state_layout import state_layout
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class MicroAdam(keras.optimizers.Optimizer):
+class MicroAdam(CompressedOptimizer):
     """Adam that keeps 0.9 bytes of state a parameter instead of 8.
 
     Of each gradient only the largest 1 % of the entries (3 of each block of
@@ -92,6 +91,8 @@ class MicroAdam(keras.optimizers.Optimizer):
         - [Modoranu et al., 2024](https://arxiv.org/abs/2405.15593)
     """
 
+    HAS_KERNEL = True
+
     def __init__(
         self,
         learning_rate=0.001,
@@ -110,7 +111,7 @@ class MicroAdam(keras.optimizers.Optimizer):
         name="micro_adam",
         **kwargs,
     ):
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate, min_size, name=name, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -118,33 +119,14 @@ class MicroAdam(keras.optimizers.Optimizer):
         self.density = density
         self.block_size = block_size
         self.bucket_size = bucket_size
-        self.min_size = min_size
         self.alpha = alpha
         self.rounding = rounding
         self.bias_correction = bias_correction
         self.value_dtype = value_dtype
         check_options(self)
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        # One entry for each variable: a MicroAdamState, or (momentum,
-        # velocity) where the variable is small.
-        self._states = [
-            self._add_micro_adam_state(variable, math.prod(variable.shape))
-            if math.prod(variable.shape) >= max(1, self.min_size)
-            else self._add_adam_state(variable)
-            for variable in variables
-        ]
-
-    def _add_adam_state(self, variable):
-        return tuple(
-            self._add(variable, name, variable.shape, "float32")
-            for name in ("momentum", "velocity")
-        )
-
-    def _add_micro_adam_state(self, variable, size):
+    def _add_compressed_state(self, variable):
+        size = math.prod(variable.shape)
         k = math.ceil(self.density * self.block_size)
         blocks = math.ceil(size / self.block_size)
         entries = (self.window, blocks, k)
@@ -166,43 +148,33 @@ class MicroAdam(keras.optimizers.Optimizer):
             )
         )
 
-    def _add(self, variable, name, shape, dtype):
-        name = f"{variable.path.replace('/', '_')}_{name}"
-        layout = state_layout(variable, shape)
-        return self.add_variable(shape, dtype=dtype, layout=layout, name=name)
+    def _step_kernel(
+        self, value, gradient, state, learning_rate, options, index
+    ):
+        return fused_micro_adam_step(
+            value,
+            gradient,
+            MicroAdamState(*state),
+            learning_rate,
+            seed=index,
+            **options,
+            **self._compression(),
+        )
 
-    def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        slots = self._states[index]
-        value = ops.convert_to_tensor(variable)
-        state = [ops.convert_to_tensor(slot) for slot in slots]
-        # TensorFlow's gradient of an embedding is sparse; this makes it dense.
-        gradient = ops.reshape(gradient, variable.shape)
-        if not isinstance(slots, MicroAdamState):
-            update, *state = adam_step(gradient, *state, **self._options())
-        else:
-            state = MicroAdamState(*state)
-            options = {**self._options(), **self._compression(), "seed": index}
-            results = fused_micro_adam_step(
-                value, gradient, state, learning_rate, **options
-            )
-            if results is not None:
-                for target, result in zip([variable, *slots], results):
-                    self.assign(target, result)
-                return
-            update, state = micro_adam_step(gradient, state, **options)
-        for slot, result in zip(slots, state):
-            self.assign(slot, result)
-        update = ops.cast(learning_rate, "float32") * update
-        self.assign_sub(variable, ops.cast(update, variable.dtype))
+    def _step_compressed(self, gradient, state, index):
+        ((update, state),) = self._step_blocks([gradient], [state], [index])
+        return update, *state
 
-    def _options(self):
-        return {
-            "step": self.iterations + 1,
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
+    def _step_batch(self, rows, learning_rate):
+        seeds, _, _, gradients, states = zip(*rows)
+        results = self._step_blocks(gradients, states, seeds)
+        for row, (update, state) in zip(rows, results):
+            assign(self, row, (update, *state), learning_rate)
+
+    def _step_blocks(self, gradients, states, seeds):
+        states = [MicroAdamState(*state) for state in states]
+        options = {**self._options(), **self._compression()}
+        return micro_adam_steps(gradients, states, seeds=seeds, **options)
 
     def _compression(self):
         return {

@@ -1,16 +1,19 @@
 import math
 
-import keras
 from keras import ops
 
-from keras_efficient.kernels.tensors import framework_of
+from keras_efficient.ops.joined_blocks import concatenate
+from keras_efficient.ops.joined_blocks import cut
+from keras_efficient.ops.quantize_8bit import GROUP_SIZE
+from keras_efficient.ops.quantize_8bit import join_groups
 from keras_efficient.ops.quantize_8bit import scale_shape
-from keras_efficient.optimizers.batched_step import batched_step
+from keras_efficient.ops.quantize_8bit import split_groups
+from keras_efficient.optimizers.batched_step import assign
+from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 from keras_efficient.optimizers.state_layout import scale_layout
-from keras_efficient.optimizers.state_layout import state_layout
 
 
-class Optimizer8bit(keras.optimizers.Optimizer):
+class Optimizer8bit(CompressedOptimizer):
     """Base class of the optimizers that keep one byte a moment.
 
     A subclass names its moments in `MOMENTS` and writes two steps, for the
@@ -24,92 +27,27 @@ class Optimizer8bit(keras.optimizers.Optimizer):
 
     MOMENTS = {}  # name: dtype of its codes
 
-    def __init__(self, learning_rate, min_size, **kwargs):
-        super().__init__(learning_rate=learning_rate, **kwargs)
-        self.min_size = min_size
-
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        self._states = [
-            self._add_8bit_state(variable)
-            if self._is_compressed(variable)
-            else self._add_float32_state(variable)
-            for variable in variables
-        ]
-
-    def _is_compressed(self, variable):
+    def _is_compressible(self, variable):
+        # Codes of an empty tensor are empty.
         return math.prod(variable.shape) >= self.min_size
 
-    def _add_8bit_state(self, variable):
+    def _add_compressed_state(self, variable):
         shape = tuple(variable.shape)
-        layout = state_layout(variable, shape)
+        scales = scale_shape(shape), "float16", scale_layout(variable)
         slots = []
         for name, dtype in self.MOMENTS.items():
-            codes, scale = f"{name}_codes", f"{name}_scale"
-            slots += [
-                self._add(variable, codes, shape, dtype, layout),
-                self._add(
-                    variable,
-                    scale,
-                    scale_shape(shape),
-                    "float16",
-                    scale_layout(variable),
-                ),
-            ]
-        return slots
+            slots.append(self._add(variable, f"{name}_codes", shape, dtype))
+            slots.append(self._add(variable, f"{name}_scale", *scales))
+        return tuple(slots)
 
-    def _add_float32_state(self, variable):
-        layout = state_layout(variable, variable.shape)
-        return [
-            self._add(variable, name, variable.shape, "float32", layout)
-            for name in self.MOMENTS
-        ]
+    def _add_plain_state(self, variable):
+        return tuple(
+            self._add(variable, name, variable.shape) for name in self.MOMENTS
+        )
 
-    def _add(self, variable, name, shape, dtype, layout):
-        name = f"{variable.path.replace('/', '_')}_{name}"
-        return self.add_variable(shape, dtype=dtype, layout=layout, name=name)
-
-    def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        slots = self._states[index]
-        value = ops.convert_to_tensor(variable)
-        state = [ops.convert_to_tensor(slot) for slot in slots]
-        # TensorFlow's gradient of an embedding is sparse; this makes it dense.
-        gradient = ops.reshape(gradient, variable.shape)
-        if len(slots) == len(self.MOMENTS):
-            update, *state = self._step_float32(gradient, state)
-        else:
-            results = self._step_kernel(
-                value, gradient, state, learning_rate, index
-            )
-            if results is not None:
-                for target, result in zip([variable, *slots], results):
-                    self.assign(target, result)
-                return
-            groups = {index: math.prod(slots[1].shape)}
-            update, *state = self._step_8bit(gradient, state, groups)
-        for slot, result in zip(slots, state):
-            self.assign(slot, result)
-        self._move(variable, update, learning_rate)
-
-    def _move(self, variable, update, learning_rate):
-        update = ops.cast(learning_rate, "float32") * update
-        self.assign_sub(variable, ops.cast(update, variable.dtype))
-
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        """Update all variables; on PyTorch many of them at a time."""
-        if framework_of(grads) != "torch":
-            super()._backend_update_step(
-                grads, trainable_variables, learning_rate
-            )
-        else:
-            batched_step(self, grads, trainable_variables, learning_rate)
-
-    def _step_kernel(self, value, gradient, state, learning_rate, seed):
-        """Return the new value, codes and scales, or `None` without kernel."""
-        return None
+    def _step_compressed(self, gradient, state, index):
+        groups = {index: math.prod(state[1].shape)}
+        return self._step_8bit(gradient, state, groups)
 
     def _step_8bit(self, gradient, state, groups):
         """Return the update and the new codes and scales.
@@ -119,9 +57,34 @@ class Optimizer8bit(keras.optimizers.Optimizer):
         """
         raise NotImplementedError
 
-    def _step_float32(self, gradient, state):
-        """Return the update and the new moments."""
-        raise NotImplementedError
+    def _step_batch(self, rows, learning_rate):
+        # Groups of 32 know nothing of the tensor they are in.
+        groups = {
+            row[0]: math.prod(scale_shape(tuple(row[1].shape))) for row in rows
+        }
+        tensors = []
+        for _, _, _, gradient, state in rows:
+            gradient = split_groups(ops.cast(gradient, "float32"))
+            row = [ops.reshape(gradient, (-1, GROUP_SIZE))]
+            for codes, scale in zip(state[::2], state[1::2]):
+                row.append(ops.reshape(split_groups(codes), (-1, GROUP_SIZE)))
+                row.append(ops.reshape(scale, (-1, 1)))
+            tensors.append(row)
+        gradient, *state = map(concatenate, zip(*tensors))
+        results = self._step_8bit(gradient, state, groups)
+        columns = [cut(x, list(groups.values())) for x in results]
+        for row, parts in zip(rows, zip(*columns)):
+            shape = tuple(row[1].shape)
+            parts = [_join(part, shape) for part in parts]
+            assign(self, row, parts, learning_rate)
 
     def get_config(self):
         return {**super().get_config(), "min_size": self.min_size}
+
+
+def _join(groups, shape):
+    """Give entries or scales of groups the shape they have in a tensor."""
+    scales = scale_shape(shape)
+    if groups.shape[-1] == 1:
+        return ops.reshape(groups, scales)
+    return join_groups(ops.reshape(groups, (*scales, GROUP_SIZE)), shape)

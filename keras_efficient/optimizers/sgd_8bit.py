@@ -72,7 +72,7 @@ class SGD8bit(Optimizer8bit):
     def _step_8bit(self, gradient, state, groups):
         return sgd_8bit_step(gradient, *state, **self._options())
 
-    def _step_float32(self, gradient, state):
+    def _step_plain(self, gradient, state, index):
         return sgd_step(gradient, *state, **self._options())
 
     def _options(self):

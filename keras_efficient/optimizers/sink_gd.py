@@ -1,23 +1,21 @@
 import math
 
 import keras
-from keras import ops
 
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops import adam_step
 from keras_efficient.ops import sink_gd_step
 from keras_efficient.ops.quantize_8bit import scale_shape
 from keras_efficient.optimizers.check_options import check_choices
 from keras_efficient.optimizers.check_options import check_decays
+from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 from keras_efficient.optimizers.state_layout import scale_layout
-from keras_efficient.optimizers.state_layout import state_layout
 
 SMALLEST_8BIT = 4096  # elements; smaller tensors have Adam in float32
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class SinkGD(keras.optimizers.Optimizer):
+class SinkGD(CompressedOptimizer):
     """Gradient descent with normalized matrices, which needs no state.
 
     The gradient of a matrix is scaled, a row and a column at a time, until
@@ -90,6 +88,8 @@ class SinkGD(keras.optimizers.Optimizer):
         - [Scetbon et al., 2025](https://arxiv.org/abs/2502.06742)
     """
 
+    STEPS_BY_ENTRY = False
+
     def __init__(
         self,
         learning_rate=0.02,
@@ -105,13 +105,12 @@ class SinkGD(keras.optimizers.Optimizer):
         name="sink_gd",
         **kwargs,
     ):
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate, min_size, name=name, **kwargs)
         self.alpha = alpha
         self.sinkhorn_iterations = sinkhorn_iterations
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        self.min_size = min_size
         self.rest = rest
         self.exclude_layers = list(exclude_layers or [])
         self.exclude_embeddings = exclude_embeddings
@@ -133,18 +132,14 @@ class SinkGD(keras.optimizers.Optimizer):
         check_choices(self, rest=("adam8bit", "adam"))
 
     def build(self, variables):
-        if self.built:
-            return
+        if not self.built:
+            self._is_matrix = [self._counts_as_matrix(v) for v in variables]
         super().build(variables)
-        # For each variable, whether it counts as a matrix and its state,
-        # which is empty where the gradient is normalized.
-        self._is_matrix = [self._counts_as_matrix(v) for v in variables]
-        self._states = [
-            ()
-            if is_matrix and math.prod(variable.shape) >= self.min_size
-            else self._add_rest_state(variable)
-            for variable, is_matrix in zip(variables, self._is_matrix)
-        ]
+
+    def _is_compressible(self, variable):
+        return super()._is_compressible(variable) and self._counts_as_matrix(
+            variable
+        )
 
     def _counts_as_matrix(self, variable):
         shape = variable.shape
@@ -154,55 +149,36 @@ class SinkGD(keras.optimizers.Optimizer):
             return False
         return not any(word in variable.path for word in self.exclude_layers)
 
-    def _add_rest_state(self, variable):
+    def _add_compressed_state(self, variable):
+        return ()
+
+    def _add_plain_state(self, variable):
         shape = tuple(variable.shape)
-        layout = state_layout(variable, shape)
-        moment = (shape, "float32", layout)
-        slots = {"momentum": moment, "velocity": moment}
-        if self.rest == "adam8bit" and math.prod(shape) >= SMALLEST_8BIT:
-            scale = (scale_shape(shape), "float16", scale_layout(variable))
-            slots = Adam8bitState(
-                momentum_codes=(shape, "int8", layout),
-                momentum_scale=scale,
-                velocity_codes=(shape, "uint8", layout),
-                velocity_scale=scale,
-            )._asdict()
-        path = variable.path.replace("/", "_")
-        return tuple(
-            self.add_variable(
-                shape, dtype=dtype, layout=layout, name=f"{path}_{name}"
-            )
-            for name, (shape, dtype, layout) in slots.items()
+        if self.rest != "adam8bit" or math.prod(shape) < SMALLEST_8BIT:
+            return super()._add_plain_state(variable)
+        scales = scale_shape(shape), "float16", scale_layout(variable)
+        return Adam8bitState(
+            self._add(variable, "momentum_codes", shape, "int8"),
+            self._add(variable, "momentum_scale", *scales),
+            self._add(variable, "velocity_codes", shape, "uint8"),
+            self._add(variable, "velocity_scale", *scales),
         )
 
-    def _rest_step(self, gradient, state, seed):
-        options = {
-            "step": self.iterations + 1,
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
-        if len(state) == len(Adam8bitState._fields):
-            state = Adam8bitState(*state)
-            return adam_8bit_step(gradient, state, seed=seed, **options)
-        update, *state = adam_step(gradient, *state, **options)
-        return update, state
+    def _step_compressed(self, gradient, state, index):
+        return (sink_gd_step(gradient, self.sinkhorn_iterations),)
 
-    def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        slots = self._states[index]
-        state = [ops.convert_to_tensor(slot) for slot in slots]
-        # TensorFlow's gradient of an embedding is sparse; this makes it dense.
-        gradient = ops.reshape(gradient, variable.shape)
-        if slots:
-            update, state = self._rest_step(gradient, state, seed=index)
-        else:
-            update = sink_gd_step(gradient, self.sinkhorn_iterations)
-        for slot, value in zip(slots, state):
-            self.assign(slot, value)
-        scale = self.alpha if self._is_matrix[index] else 1.0
-        update = ops.cast(learning_rate, "float32") * scale * update
-        self.assign_sub(variable, ops.cast(update, variable.dtype))
+    def _step_plain(self, gradient, state, index):
+        if len(state) < len(Adam8bitState._fields):
+            return super()._step_plain(gradient, state, index)
+        update, state = adam_8bit_step(
+            gradient, Adam8bitState(*state), seed=index, **self._options()
+        )
+        return update, *state
+
+    def _move(self, variable, update, learning_rate):
+        if self._is_matrix[self._get_variable_index(variable)]:
+            update = self.alpha * update
+        super()._move(variable, update, learning_rate)
 
     def get_config(self):
         config = {

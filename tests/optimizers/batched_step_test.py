@@ -9,6 +9,7 @@ from keras_efficient.kernels import policy
 from keras_efficient.optimizers import Adam8bit
 from keras_efficient.optimizers import AdamW8bit
 from keras_efficient.optimizers import Lion8bit
+from keras_efficient.optimizers import MicroAdam
 from keras_efficient.optimizers import SGD8bit
 from tests.optimizers.table import check_equal
 from tests.optimizers.table import normal
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3000, 2**22])
-@pytest.mark.parametrize("cls", [Adam8bit, AdamW8bit, Lion8bit, SGD8bit])
+@pytest.mark.parametrize("cls", [Adam8bit, AdamW8bit, Lion8bit, MicroAdam, SGD8bit])
 def test_same_as_one_after_another(cls, batch_size, monkeypatch):
     monkeypatch.setattr(policy, "_chosen", "off")
     monkeypatch.setattr(module, "BATCH_SIZE", batch_size)
@@ -51,5 +52,5 @@ def test_same_as_one_after_another(cls, batch_size, monkeypatch):
 def test_batches_have_a_limit(monkeypatch):
     monkeypatch.setattr(module, "BATCH_SIZE", 10)
     rows = [(i, np.zeros(size)) for i, size in enumerate([4, 6, 1, 30, 2, 8])]
-    sizes = [[x.size for _, x in batch] for batch in module._batches(rows)]
+    sizes = [[x.size for _, x in batch] for batch in module.batches(rows)]
     assert sizes == [[4, 6], [1], [30], [2, 8]]

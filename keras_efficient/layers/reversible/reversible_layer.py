@@ -129,7 +129,7 @@ class ReversibleLayer(keras.layers.Layer):
         Returns:
             `(inputs, cotangents)`.
         """
-        return vjp.derive(outputs, cotangents)
+        return vjp.derive(self, outputs, cotangents)
 
     def standardize(self, y):
         """Bring the output of a sub-layer to the dtype of the streams."""
@@ -233,7 +233,10 @@ class ReversibleLayer(keras.layers.Layer):
         self, inputs, context=None, mask=None, training=None
     ):
         self._build_with_context(inputs, context)
-        return nested.map_structure(lambda x: self.symbol(x.shape), inputs)
+        if not isinstance(inputs, (list, tuple)):
+            return self.symbol(inputs.shape)
+        shapes = self.compute_output_shape([tuple(x.shape) for x in inputs])
+        return type(inputs)(map(self.symbol, shapes))
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}

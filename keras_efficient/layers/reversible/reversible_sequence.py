@@ -101,6 +101,12 @@ class ReversibleSequence(ReversibleLayer):
         if self.scan:
             _check_identical(self.couplings())
 
+    def compute_output_shape(self, inputs_shape, context_shape=None):
+        self.stream_shapes(inputs_shape)
+        for block in self.blocks:
+            inputs_shape = block.compute_output_shape(inputs_shape)
+        return inputs_shape
+
     def build_sub_layers(self, shapes, shared):
         for block in self.blocks:
             block.build_sub_layers(shapes, shared)

@@ -1,0 +1,3 @@
+from keras_efficient.initializers.delta_orthogonal import (
+    DeltaOrthogonal as DeltaOrthogonal,
+)

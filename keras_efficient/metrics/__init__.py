@@ -1,0 +1,3 @@
+from keras_efficient.metrics.orthonormality_error import (
+    OrthonormalityError as OrthonormalityError,
+)

@@ -1,0 +1,81 @@
+from keras_efficient.models.hub.momentum_backbone import MomentumBackbone
+
+
+def to_reversible(backbone, momentum=None, reversible=True):
+    """Make a GPT-2 or BERT backbone reversible, with the weights it has.
+
+    For fine-tuning in less memory. The result takes the place of the backbone
+    in a task of KerasHub and shares its variables. But it computes another,
+    nearby function: a transformer layer takes one residual stream `x` to
+    `layer(x)`, which cannot be undone, so the converted network has a second
+    stream, a velocity. With `m` the momentum:
+
+    ```
+    plain:        x <- layer(x)
+    converted:    v <- m v + (1 - m) (layer(x) - x)         v = 0 at first
+                  x <- x + v
+    ```
+
+    What a layer adds arrives spread over the layers after it, a part
+    `m ** n` of it still missing n layers on. Embeddings are the same. GPT-2
+    ends in `layer_norm(x + m / (1 - m) v)`, where all that was added has
+    arrived, BERT in `x`. With `m = 0` this would be the plain network; but
+    the backward pass divides by `m` to recompute activations, and its
+    rounding errors grow by `1 / m` a layer.
+
+    By default `m = 0.001 ** (1 / layers)`, which bounds this growth by 1000.
+    Measured on GPT-2 backbones of width 64 that were trained for 1000 steps
+    on characters of Python's help texts (nats a character, held out; KL
+    divergence of the converted from the plain predictions; largest error of
+    the gradient of a layer, relative to the plain twin, on JAX):
+
+    | layers | m | plain | converted | KL | after 100 more steps | gradient |
+    |---|---|---|---|---|---|---|
+    | 4 | 0.18 | 1.560 | 1.560 | 0.003 | 1.552 | 1e-4 |
+    | 4 | 0.9 | 1.560 | 2.139 | 0.586 | 1.638 | 3e-7 |
+    | 12 | 0.56 | 1.582 | 1.610 | 0.031 | 1.579 | 4e-4 |
+    | 12 | 0.9 | 1.582 | 1.851 | 0.277 | | 4e-6 |
+
+    Choose more momentum for the gradient, less for the function;
+    `keras_efficient.utils.check_reversibility` measures the first. Use the
+    converted network also after fine-tuning: with the plain wiring the 4 and
+    12 layers came to 1.557 and 1.597 then. If the function has to stay what
+    it is, use `keras_efficient.layers.Recompute`, which keeps one tensor a
+    layer.
+
+    Args:
+        backbone: A `keras_hub.models.GPT2Backbone` or
+            `keras_hub.models.BertBackbone`.
+        momentum: Float between 0 and 1. Defaults to `None`, see above.
+        reversible: Boolean. Whether to recompute activations instead of
+            storing them. Defaults to `True`.
+
+    Returns:
+        A `keras_hub.models.Backbone` with the inputs and outputs of the one
+        given. `keras_efficient.models.hub.ReversibleCausalLM` fine-tunes a
+        GPT-2 and generates text with a cache. (`keras_hub`'s own
+        `GPT2CausalLM` would generate with the plain wiring.)
+
+    Raises:
+        TypeError: the backbone is of another kind.
+        ValueError: `momentum` is not between 0 and 1.
+
+    Example:
+
+    ```python
+    import keras_hub
+    from keras_efficient.models import hub
+
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=100, num_layers=4, num_heads=2, hidden_dim=32,
+        intermediate_dim=64,
+    )
+    model = keras_hub.models.BertTextClassifier(
+        hub.to_reversible(backbone), num_classes=2
+    )
+    ```
+
+    Reference:
+        - [Sander et al., 2021](https://arxiv.org/abs/2102.07870)
+    """
+    return MomentumBackbone(backbone, momentum, reversible)

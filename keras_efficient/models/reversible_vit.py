@@ -1,0 +1,134 @@
+import keras
+from keras import layers
+
+from keras_efficient.layers import ReversibleSequence
+from keras_efficient.layers import ReversibleTransformerEncoder
+from keras_efficient.models.application import finish
+from keras_efficient.models.application import image_input
+from keras_efficient.models.position_embedding import PositionEmbedding
+
+POOLING = {
+    "avg": layers.GlobalAveragePooling1D,
+    "max": layers.GlobalMaxPooling1D,
+}
+
+
+def ReversibleViT(
+    num_layers,
+    num_heads,
+    hidden_dim,
+    intermediate_dim,
+    patch_size=16,
+    dropout=0.0,
+    include_top=True,
+    weights=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    reversible=True,
+    name="reversible_vit",
+):
+    """Build a vision transformer whose activations do not grow with depth.
+
+    ```
+    x = dense(patches) + positions
+    x1, x2 = x, x
+    for each block:    x1 = x1 + attention(norm(x2))
+                       x2 = x2 + feed_forward(norm(x1))
+    features = norm(concatenate(x1, x2))
+    ```
+
+    Only the last two streams are kept for the backward pass, whatever the
+    number of blocks, for a third more time; `reversible=False` builds the
+    plain twin, which takes the same weights. Features are twice as wide as
+    the blocks; the head sees their mean over the patches (there is no class
+    token). Pixels are taken as they are: scale them first.
+
+    Args:
+        num_layers: Integer, the number of blocks.
+        num_heads: Integer, attention heads; has to divide `hidden_dim`.
+        hidden_dim: Integer, the width of each of the two streams.
+        intermediate_dim: Integer, units of the inner dense layer of a block.
+        patch_size: Integer, the side of a patch in pixels. Defaults to `16`.
+        dropout: Float in [0, 1), after attention and feed-forward layers.
+            Defaults to `0.0`.
+        include_top: Boolean. Whether to end in a dense layer. Defaults to
+            `True`.
+        weights: Path of a weights file, or `None` for random values. Defaults
+            to `None`.
+        input_shape: Tuple of two sizes in pixels, multiples of `patch_size`,
+            and the number of channels, in the order of
+            `keras.config.image_data_format()`. Defaults to `None`, 224 x 224
+            in three channels.
+        pooling: With `include_top=False`, `"avg"` or `"max"` for one vector
+            an image, or `None` for one a patch. Defaults to `None`.
+        classes: Integer. Defaults to `1000`.
+        classifier_activation: Of the last layer, `None` for logits. Defaults
+            to `"softmax"`.
+        reversible: Boolean. Defaults to `True`.
+        name: String. Defaults to `"reversible_vit"`.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+
+    ```python
+    model = keras_efficient.models.ReversibleViT(
+        num_layers=4, num_heads=2, hidden_dim=32, intermediate_dim=64,
+        patch_size=4, input_shape=(32, 32, 3), classes=10,
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    ```
+
+    Reference:
+        - [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)
+        - [Mangalam et al., 2022](https://arxiv.org/abs/2302.04869)
+    """
+    if pooling is not None and pooling not in POOLING:
+        raise ValueError(
+            "`pooling` must be None, 'avg' or 'max'. Received: "
+            f"pooling={pooling!r}"
+        )
+    first = keras.config.image_data_format() == "channels_first"
+    if input_shape is None:
+        input_shape = (3, 224, 224) if first else (224, 224, 3)
+    if None in input_shape:
+        raise ValueError(
+            "`input_shape` must be fixed: there is an embedding for each "
+            f"patch. Received: input_shape={input_shape}"
+        )
+    channels = input_shape[0 if first else -1]
+    inputs = image_input(input_shape, channels, patch_size)
+    x = layers.Conv2D(hidden_dim, patch_size, patch_size, name="patches")(
+        inputs
+    )
+    if first:
+        x = layers.Permute((2, 3, 1))(x)
+    patches = x.shape[1] * x.shape[2]
+    x = layers.Reshape((patches, hidden_dim))(x)
+    x = PositionEmbedding(patches, name="positions")(x)
+    blocks = [
+        ReversibleTransformerEncoder(
+            intermediate_dim, num_heads, dropout=dropout, name=f"block_{i}"
+        )
+        for i in range(num_layers)
+    ]
+    run = ReversibleSequence(blocks, reversible, name="blocks")
+    x = layers.Concatenate(name="streams")(run([x, x]))
+    x = layers.LayerNormalization(epsilon=1e-5, name="norm")(x)
+    if include_top:
+        x = POOLING["avg"]("channels_last", name="mean")(x)
+        x = layers.Dense(
+            classes,
+            classifier_activation,
+            dtype="float32",
+            name="predictions",
+        )(x)
+    elif pooling:
+        x = POOLING[pooling]("channels_last", name=pooling)(x)
+    return finish(inputs, x, weights, name)

@@ -1,0 +1,78 @@
+"""The usual sizes of a vision transformer, for patches of 16 x 16 pixels."""
+
+from keras_efficient.models.reversible_vit import ReversibleViT
+
+
+def ReversibleViTTiny(name="reversible_vit_tiny", **kwargs):
+    """Build a reversible ViT of 12 blocks, 3 heads and width 192.
+
+    At 224 x 224 pixels and 1000 classes it has 5,909,416 parameters.
+
+    Args:
+        name: String.
+        **kwargs: Arguments of `keras_efficient.models.ReversibleViT`, such as
+            `input_shape`, `include_top`, `weights` and `classes`.
+
+    Returns:
+        A `keras.Model`.
+
+    Example:
+
+    ```python
+    model = keras_efficient.models.ReversibleViTTiny(classes=10)
+    ```
+
+    Reference:
+        - [Mangalam et al., 2022](https://arxiv.org/abs/2302.04869)
+    """
+    return ReversibleViT(12, 3, 192, 768, name=name, **kwargs)
+
+
+def ReversibleViTSmall(name="reversible_vit_small", **kwargs):
+    """Build a reversible ViT of 12 blocks, 6 heads and width 384.
+
+    At 224 x 224 pixels and 1000 classes it has 22,434,664 parameters.
+
+    Args:
+        name: String.
+        **kwargs: Arguments of `keras_efficient.models.ReversibleViT`, such as
+            `input_shape`, `include_top`, `weights` and `classes`.
+
+    Returns:
+        A `keras.Model`.
+
+    Example:
+
+    ```python
+    model = keras_efficient.models.ReversibleViTSmall(classes=10)
+    ```
+
+    Reference:
+        - [Mangalam et al., 2022](https://arxiv.org/abs/2302.04869)
+    """
+    return ReversibleViT(12, 6, 384, 1536, name=name, **kwargs)
+
+
+def ReversibleViTBase(name="reversible_vit_base", **kwargs):
+    """Build a reversible ViT of 12 blocks, 12 heads and width 768.
+
+    At 224 x 224 pixels and 1000 classes it has 87,335,656 parameters.
+
+    Args:
+        name: String.
+        **kwargs: Arguments of `keras_efficient.models.ReversibleViT`, such as
+            `input_shape`, `include_top`, `weights` and `classes`.
+
+    Returns:
+        A `keras.Model`.
+
+    Example:
+
+    ```python
+    model = keras_efficient.models.ReversibleViTBase(classes=10)
+    ```
+
+    Reference:
+        - [Mangalam et al., 2022](https://arxiv.org/abs/2302.04869)
+    """
+    return ReversibleViT(12, 12, 768, 3072, name=name, **kwargs)

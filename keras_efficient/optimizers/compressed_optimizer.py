@@ -1,0 +1,162 @@
+import math
+
+import keras
+from keras import ops
+
+from keras_efficient import backend
+from keras_efficient.kernels import policy
+from keras_efficient.kernels.tensors import framework_of
+from keras_efficient.ops.adam_step import adam_biases
+from keras_efficient.ops.adam_step import adam_step
+from keras_efficient.optimizers.batched_step import assign
+from keras_efficient.optimizers.batched_step import batched_step
+from keras_efficient.optimizers.state_layout import state_layout
+
+
+class CompressedOptimizer(keras.optimizers.Optimizer):
+    """Base class: compressed state for some tensors, plain state for others.
+
+    A subclass says which tensors are compressed (`_is_compressible`; those of
+    at least `min_size` elements by default), what state they have
+    (`_add_compressed_state`) and how they step (`_step_compressed`, and
+    `_step_kernel` where there is a kernel). Other tensors keep Adam's moments
+    in float32, unless it overrides `_add_plain_state` and `_step_plain`.
+    """
+
+    # Whether plain states of many tensors make one: entries that do not know
+    # of each other.
+    STEPS_BY_ENTRY = True
+    HAS_KERNEL = False
+
+    def __init__(self, learning_rate, min_size, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.min_size = min_size
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        # For each variable, whether it is compressed, and its state.
+        self._is_compressed = [self._is_compressible(v) for v in variables]
+        self._states = [
+            self._add_compressed_state(variable)
+            if is_compressed
+            else self._add_plain_state(variable)
+            for variable, is_compressed in zip(variables, self._is_compressed)
+        ]
+
+    def _is_compressible(self, variable):
+        return math.prod(variable.shape) >= max(1, self.min_size)
+
+    def _add_compressed_state(self, variable):
+        """Return a tuple of variables."""
+        raise NotImplementedError
+
+    def _add_plain_state(self, variable):
+        return tuple(
+            self._add(variable, name, variable.shape)
+            for name in ("momentum", "velocity")
+        )
+
+    def _add(
+        self,
+        variable,
+        name,
+        shape,
+        dtype="float32",
+        layout=None,
+        initializer="zeros",
+    ):
+        name = f"{variable.path.replace('/', '_')}_{name}"
+        layout = layout or state_layout(variable, shape)
+        return self.add_variable(
+            shape, initializer, dtype, layout=layout, name=name
+        )
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        slots = self._states[index]
+        state = [ops.convert_to_tensor(slot) for slot in slots]
+        # TensorFlow's gradient of an embedding is sparse; this makes it dense.
+        gradient = ops.reshape(gradient, variable.shape)
+        is_compressed = self._is_compressed[index]
+        if is_compressed and self.HAS_KERNEL:
+            value = ops.convert_to_tensor(variable)
+            options = self._kernel_options()
+            results = self._step_kernel(
+                value, gradient, state, learning_rate, options, index
+            )
+            if results is not None:
+                for target, result in zip([variable, *slots], results):
+                    self.assign(target, result)
+                return
+        step = self._step_compressed if is_compressed else self._step_plain
+        update, *state = step(gradient, state, index)
+        for slot, result in zip(slots, state):
+            self.assign(slot, result)
+        self._move(variable, update, learning_rate)
+
+    def _step_kernel(
+        self, value, gradient, state, learning_rate, options, index
+    ):
+        """Return the new value and state, or `None` without kernel.
+
+        On PyTorch, the tensors that are given are overwritten.
+        """
+        raise NotImplementedError
+
+    def _step_compressed(self, gradient, state, index):
+        """Return the update and the new state, in one tuple."""
+        raise NotImplementedError
+
+    def _step_batch(self, rows, learning_rate):
+        """Do `_step_compressed` for rows of `batched_step`."""
+        for row in rows:
+            index, _, _, gradient, state = row
+            results = self._step_compressed(gradient, state, index)
+            assign(self, row, results, learning_rate)
+
+    def _step_plain(self, gradient, state, index):
+        """As `_step_compressed`, for plain state."""
+        return adam_step(gradient, *state, **self._options())
+
+    def _options(self):
+        """Return the arguments of the steps that `self` has."""
+        return {
+            "step": self.iterations + 1,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+
+    def _kernel_options(self):
+        """Return the arguments of the kernels that all tensors share."""
+        options = self._options()
+        biases = adam_biases(options["step"], self.beta_1, self.beta_2)
+        return {**options, "biases": biases}
+
+    def _move(self, variable, update, learning_rate):
+        update = ops.cast(learning_rate, "float32") * update
+        self.assign_sub(variable, ops.cast(update, variable.dtype))
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        """Update all variables: on PyTorch many at a time.
+
+        TensorFlow copies what a kernel of a graph overwrites, but not within
+        an XLA program.
+        """
+        values = [variable.value for variable in trainable_variables]
+        if framework_of(values) == "torch":
+            batched_step(self, grads, trainable_variables, learning_rate)
+            return
+
+        step = super()._backend_update_step
+
+        def step_all(grads, learning_rate):
+            step(grads, trainable_variables, learning_rate)
+
+        if self.HAS_KERNEL and policy.choose(*values) == "numba":
+            key = tuple(map(id, trainable_variables))
+            backend.run_compiled(step_all, (grads, learning_rate), self, key)
+        else:
+            step_all(grads, learning_rate)

@@ -1,0 +1,1 @@
+from keras_efficient.regularizers.orthonormal import Orthonormal as Orthonormal

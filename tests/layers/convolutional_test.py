@@ -1,0 +1,89 @@
+"""Depthwise convolutions, bottlenecks and their couplings by themselves."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_efficient.layers import ConvNeXtBlock
+from keras_efficient.layers import DepthwiseConv3D
+from keras_efficient.layers import MBConv
+from keras_efficient.layers import ReversibleMBConv
+from tests.gradients import to_numpy
+from tests.models import vision_reference as reference
+from tests.twins import batch
+
+FORMATS = ("channels_last", "channels_first")
+
+
+def check(layer, expected, x):
+    """Compare with NumPy, in both data formats."""
+    first = layer.data_format == "channels_first"
+    layer.build(np.moveaxis(x, -1, 1).shape if first else x.shape)
+    reference.randomize(layer)
+    y = to_numpy([layer(np.moveaxis(x, -1, 1) if first else x)])[0]
+    assert layer.compute_output_shape(
+        np.moveaxis(x, -1, 1).shape if first else x.shape
+    ) == tuple(y.shape)
+    y = np.moveaxis(y, 1, -1) if first else y
+    np.testing.assert_allclose(y, expected(layer, x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])
+def test_depthwise_conv_3d(kernel_size, strides, data_format):
+    layer = DepthwiseConv3D(kernel_size, strides, data_format=data_format)
+    check(layer, reference.depthwise, batch(2, 5, 6, 7, 3))
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("normalization", ["batch", "instance"])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_mb_conv(rank, normalization, data_format):
+    if data_format == "channels_first" and (
+        keras.config.backend() == "tensorflow"
+    ):
+        pytest.skip("TensorFlow has no such convolutions on CPU.")
+    for strides, expansion, se_ratio in ((1, 3, 0.5), (2, 1, 0)):
+        layer = MBConv(
+            *(5, 3, strides, expansion, se_ratio, 0.5, normalization),
+            rank=rank,
+            data_format=data_format,
+        )
+        check(layer, reference.mb_conv, batch(2, *(4, 5, 6)[:rank], 3))
+
+
+def test_a_coupling_is_that_of_two_bottlenecks():
+    layer = ReversibleMBConv(7, se_ratio=0.5)
+    x = batch(2, 5, 5, 7)
+    layer(x)
+    reference.randomize(layer)
+    y = to_numpy([layer(x)])[0]
+    np.testing.assert_allclose(y, reference.couple(layer, x), rtol=1e-3)
+    np.testing.assert_allclose(to_numpy([layer.inverse(y)])[0], x, atol=1e-3)
+
+
+def test_stochastic_depth_drops_whole_examples():
+    mb_conv = MBConv(4, drop_rate=0.5)
+    block = ConvNeXtBlock(3, layer_scale=1.0, drop_rate=0.5)
+    x = batch(64, 4, 4, 4)
+    for layer, skip in ((mb_conv, 0), (block, x)):
+        whole = to_numpy([layer(x)])[0] - skip
+        seen = to_numpy([layer(x, training=True)])[0] - skip
+        dropped = np.all(seen == 0, axis=(1, 2, 3))
+        assert 10 < dropped.sum() < 54
+        if layer is block:  # it has no statistics of the batch
+            np.testing.assert_allclose(
+                seen[~dropped], 2 * whole[~dropped], rtol=1e-3, atol=1e-5
+            )
+
+
+def test_settings_survive_a_round_trip():
+    block = ConvNeXtBlock(5, 2, 0.1, 0.2, "channels_first")
+    conv = DepthwiseConv3D(5, 2, False, "channels_first", "ones")
+    for layer in (block, conv):
+        config = layer.get_config()
+        again = type(layer).from_config(config)
+        assert again.get_config() == config
+    assert ops.shape(conv(batch(1, 2, 4, 4, 4))) == (1, 2, 2, 2, 2)

@@ -1,0 +1,266 @@
+"""The models for KerasHub, from small configurations: nothing is downloaded."""
+
+import importlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_efficient import models
+from keras_efficient.utils import saved_activation_bytes
+from tests.gradients import MODES
+from tests.gradients import gradients
+from tests.gradients import to_numpy
+from tests.layers.reversible_transformer_test import fill
+from tests.layers.reversible_transformer_test import scatter
+from tests.package_test import FILES
+from tests.package_test import imports
+from tests.twins import batch
+from tests.twins import relative_errors
+
+keras_hub = pytest.importorskip("keras_hub")
+from keras_efficient.models import hub  # noqa: E402
+
+# Given tokens of unequal number; zeros are to be written.
+PROMPT = {
+    "token_ids": np.array([[5, 7, 2, 0, 0, 0, 0], [1, 2, 3, 4, 0, 0, 0]]),
+    "padding_mask": np.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0]]),
+}
+FULL = {
+    "token_ids": np.random.default_rng(0).integers(0, 11, (4, 7)),
+    "padding_mask": np.array([[1] * 7, [1] * 5 + [0] * 2] * 2),
+}
+
+
+def reversible_backbone(**arguments):
+    return hub.ReversibleBackbone(11, 2, 4, 8, 12, **arguments)
+
+
+def gpt2(depth=2, **arguments):
+    return keras_hub.models.GPT2Backbone(
+        11, depth, 2, 8, 12, 0.0, max_sequence_length=7, **arguments
+    )
+
+
+def bert(depth=2, **arguments):
+    return keras_hub.models.BertBackbone(
+        11, depth, 2, 8, 12, 0.0, max_sequence_length=7, **arguments
+    )
+
+
+def converted_gpt2():
+    return hub.to_reversible(gpt2(), 0.5)
+
+
+def test_only_the_module_for_it_imports_keras_hub():
+    for path in FILES:
+        inside = "models/hub/" in path.as_posix()
+        found = [name for name in imports(path) if "hub" in name]
+        assert inside or not found, path
+
+
+def test_the_error_without_keras_hub_names_the_extra(monkeypatch):
+    name = "keras_efficient.models.hub"
+    for module in [m for m in sys.modules if m.startswith(name)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(models, "hub")
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    with pytest.raises(ImportError, match=r"pip install keras-efficient\[nlp"):
+        importlib.import_module(name)
+
+
+def test_the_network_is_that_of_the_plain_keras_model():
+    model = hub.ReversibleCausalLM(reversible_backbone())
+    scatter(model)
+    plain = models.ReversibleCausalLM(11, 2, 4, 8, 12)
+    plain.set_weights(model.get_weights())
+    tokens = FULL["token_ids"]
+    everywhere = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    np.testing.assert_allclose(
+        model.predict(everywhere, verbose=0),
+        plain.predict(tokens, verbose=0),
+        atol=1e-5,
+    )
+    # What is masked has no influence on what is not.
+    left = {"token_ids": tokens.copy(), "padding_mask": np.ones_like(tokens)}
+    left["padding_mask"][:, :2] = 0
+    expected = model.predict(left, verbose=0)
+    left["token_ids"][:, :2] = (tokens[:, :2] + 1) % 11
+    y = model.predict(left, verbose=0)
+    np.testing.assert_allclose(y[:, 2:], expected[:, 2:], atol=1e-6)
+    assert np.max(np.abs(y[:, :2] - expected[:, :2])) > 0.01
+
+
+@pytest.mark.parametrize("build", [reversible_backbone, converted_gpt2])
+def test_generation_equals_greedy_decoding_without_a_cache(build, tmp_path):
+    model = hub.ReversibleCausalLM(build())
+    scatter(model)
+    model.compile(sampler="greedy")
+    ours = model.generate(dict(PROMPT), stop_token_ids=None)["token_ids"]
+    tokens, given = PROMPT["token_ids"].copy(), PROMPT["padding_mask"] == 1
+    for place in range(3, 7):
+        inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+        logits = model.predict(inputs, verbose=0)[:, place - 1]
+        tokens[:, place] = np.where(
+            given[:, place], tokens[:, place], logits.argmax(-1)
+        )
+    np.testing.assert_array_equal(ours, tokens)
+    assert len(np.unique(tokens[:, 4:])) > 2
+    if build is converted_gpt2:  # saved below, in mixed precision
+        # From the first of the tokens that ends a sequence on, nothing counts.
+        stop = int(tokens[0, 4])
+        ended = model.generate(dict(PROMPT), stop_token_ids=(stop,))
+        last = 3 + list(tokens[0, 3:]).index(stop)
+        np.testing.assert_array_equal(
+            ended["padding_mask"][0], np.arange(7) <= last
+        )
+        return
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is hub.ReversibleCausalLM
+    np.testing.assert_array_equal(
+        loaded.predict(FULL, verbose=0), model.predict(FULL, verbose=0)
+    )
+
+
+def test_strings_go_in_and_come_out():
+    tokenizer = keras_hub.models.GPT2Tokenizer(
+        # Zero is for padding.
+        dict(zip(["!", "a", "b", "Ġ", "Ġa", "Ġb", "<|endoftext|>"], range(7))),
+        merges=["Ġ a", "Ġ b"],
+    )
+    model = hub.ReversibleCausalLM(
+        hub.ReversibleBackbone(11, 1, 4, 16, 32),
+        keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, 7),
+    )
+    sampler = keras_hub.samplers.BeamSampler(num_beams=2)
+    model.compile(keras.optimizers.Adam(0.03), sampler=sampler)
+    model.fit(["a b a b a"] * 160, batch_size=8, verbose=0)
+    assert model.generate(["a b", "a b a"]) == ["a b a b a"] * 2
+
+
+def converted_in_steps(backbone, embedded, momentum, mask):
+    """The equations of `to_reversible`, one layer of KerasHub at a time."""
+    x, v = embedded, np.zeros_like(embedded)
+    for layer in backbone.transformer_layers:
+        y = to_numpy([layer(x, **{mask: FULL["padding_mask"]})])[0]
+        v = momentum * v + (1 - momentum) * (y - x)
+        x = x + v
+    return x, v
+
+
+def test_a_converted_gpt2_computes_its_equations():
+    backbone = gpt2()
+    fill(backbone)
+    converted = hub.to_reversible(backbone, 0.4)
+    assert {id(v) for v in converted.weights} == {
+        id(v) for v in backbone.weights
+    }
+    tokens = FULL["token_ids"]
+    embedded = to_numpy([backbone.token_embedding(tokens)])[0]
+    table = to_numpy(backbone.position_embedding.weights)[0]
+    x, v = converted_in_steps(
+        backbone, embedded + table, 0.4, "decoder_padding_mask"
+    )
+    expected = to_numpy([backbone.layer_norm(x + 0.4 / 0.6 * v)])[0]
+    y = converted.predict(FULL, verbose=0)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+
+
+def test_a_converted_bert_computes_its_equations_and_is_fine_tuned():
+    backbone = bert()
+    fill(backbone)
+    inputs = {**FULL, "segment_ids": FULL["token_ids"] % 2}
+    converted = hub.to_reversible(backbone, 0.4)
+    before = keras.Model(backbone.input, backbone.embeddings_dropout.output)
+    embedded = before.predict(inputs, verbose=0)
+    x, _ = converted_in_steps(backbone, embedded, 0.4, "padding_mask")
+    y = converted.predict(inputs, verbose=0)
+    np.testing.assert_allclose(y["sequence_output"], x, atol=1e-4)
+    pooled = to_numpy([backbone.pooled_dense(x[:, 0])])[0]
+    np.testing.assert_allclose(y["pooled_output"], pooled, atol=1e-4)
+
+    model = keras_hub.models.BertTextClassifier(converted, num_classes=2)
+    model.compile(keras.optimizers.Adam(0.01), model.loss)
+    labels = np.array([0, 1, 1, 0])
+    losses = model.fit(inputs, labels, epochs=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("build", [gpt2, bert])
+def test_less_momentum_is_closer_to_the_original(build):
+    backbone = build(3)
+    fill(backbone)
+    inputs = dict(FULL)
+    if build is bert:
+        inputs["segment_ids"] = np.zeros_like(inputs["token_ids"])
+
+    def output(model):
+        y = model.predict(inputs, verbose=0)
+        return y if build is gpt2 else y["sequence_output"]
+
+    expected = output(backbone)
+    distances = [
+        np.linalg.norm(output(hub.to_reversible(backbone, m)) - expected)
+        for m in (1e-3, 0.1, 0.5)
+    ]
+    assert distances[0] < 0.01 * np.linalg.norm(expected)
+    assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_of_a_converted_backbone_equal_those_of_its_twin(mode):
+    backbone = gpt2()
+    fill(backbone)
+    results = []
+    for reversible in (True, False):
+        converted = hub.to_reversible(backbone, 0.5, reversible)
+        run = converted.get_layer("transformer_layers")
+        inputs = [keras.Input((7, 8)), keras.Input((7, 8))]
+        model = keras.Model(inputs, run(inputs))
+        streams = [batch(2, 7, 8), batch(2, 7, 8)[::-1]]
+        results.append(gradients(model, streams, mode))
+    for ours, theirs in zip(*results):
+        assert max(relative_errors(ours, theirs)) < 1e-4
+    assert len(results[0][2]) == 2 * 16
+
+
+def test_bytes_kept_by_a_converted_backbone_do_not_grow_with_depth():
+    inputs = {name: np.ones((64, 7), "int32") for name in FULL}
+    few, many, plain_few, plain_many = (
+        saved_activation_bytes(
+            hub.to_reversible(gpt2(depth), 0.5, reversible), inputs
+        )
+        for reversible in (True, False)
+        for depth in (2, 4)
+    )
+    assert plain_many > 1.6 * plain_few
+    assert many - few < 0.05 * (plain_many - plain_few)
+
+
+def test_momentum_follows_the_depth():
+    for depth in (2, 4):
+        converted = hub.to_reversible(gpt2(depth))
+        np.testing.assert_allclose(converted.momentum**depth, 1e-3)
+
+
+def test_mixed_precision_survives_saving(tmp_path):
+    model = hub.to_reversible(gpt2(1, dtype="mixed_bfloat16"), 0.5)
+    layer = model.get_layer("transformer_layers").blocks[0].f
+    assert layer.compute_dtype == "bfloat16"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.dtype_policy.name == "mixed_bfloat16"
+    np.testing.assert_array_equal(
+        loaded.predict(FULL, verbose=0), model.predict(FULL, verbose=0)
+    )
+
+
+def test_other_backbones_are_refused():
+    with pytest.raises(TypeError, match="must be a `keras_hub.*Recompute"):
+        hub.to_reversible(reversible_backbone())
+    with pytest.raises(TypeError, match="after `to_reversible`. Received"):
+        hub.ReversibleCausalLM(gpt2())
+    with pytest.raises(ValueError, match="`momentum` must be between 0 and 1"):
+        hub.to_reversible(gpt2(), 1.0)
