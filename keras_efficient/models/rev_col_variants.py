@@ -153,7 +153,7 @@ def RevColHuge(name="rev_col_huge", **kwargs):
     )
 
 
-def _build(channels, depths, columns, drop_rate, **kwargs):
+def _build(channels, depths, columns, drop_rate, /, **kwargs):
     config = {
         "channels": channels,
         "depths": depths,

@@ -267,6 +267,16 @@ def test_pitfall_19_parameters_of_published_models(name):
     assert model.input_shape == (None, None, None, 3)
 
 
+def test_arguments_of_a_published_size_can_be_changed():
+    def count(build, **arguments):
+        with without_memory():
+            return build(**arguments).count_params()
+
+    assert count(models.RevColTiny, columns=8) == count(models.RevColSmall)
+    few = count(models.RevBiFPNS2)
+    assert few < count(models.RevBiFPNS2, extra_silos=3, name="other")
+
+
 @each_model
 def test_without_the_top_feature_maps_come_out(name):
     with without_memory():

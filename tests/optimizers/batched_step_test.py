@@ -24,7 +24,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3000, 2**22])
-@pytest.mark.parametrize("cls", [Adam8bit, AdamW8bit, Lion8bit, MicroAdam, SGD8bit])
+@pytest.mark.parametrize(
+    "cls", [Adam8bit, AdamW8bit, Lion8bit, MicroAdam, SGD8bit]
+)
 def test_same_as_one_after_another(cls, batch_size, monkeypatch):
     monkeypatch.setattr(policy, "_chosen", "off")
     monkeypatch.setattr(module, "BATCH_SIZE", batch_size)
