@@ -228,8 +228,4 @@ def run_compiled(fn, args, owner, key):
     if key not in programs:
         programs[key] = tf.function(fn, jit_compile=True)
     # Slices become dense: their number changes, and XLA would compile anew.
-    return programs[key](*(tf.nest.map_structure(_to_tensor, x) for x in args))
-
-
-def _to_tensor(x):
-    return tf.convert_to_tensor(x)
+    return programs[key](*tf.nest.map_structure(tf.convert_to_tensor, args))

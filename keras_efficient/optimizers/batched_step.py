@@ -43,9 +43,11 @@ def batched_step(optimizer, gradients, variables, learning_rate):
             value, gradient, state, rate, options, index
         ):
             compressed.append(row)
-    step_plain = _step_plain if optimizer.STEPS_BY_ENTRY else _step_each
+    if not optimizer.STEPS_BY_ENTRY:
+        step_each(optimizer, optimizer._step_plain, plain, rate)
+        plain = []
     for batch in batches(plain):
-        step_plain(optimizer, batch, rate)
+        _step_plain(optimizer, batch, rate)
     for batch in batches(compressed):
         optimizer._step_batch(batch, rate)
 
@@ -81,11 +83,11 @@ def _step_plain(optimizer, rows, learning_rate):
         assign(optimizer, row, parts, learning_rate)
 
 
-def _step_each(optimizer, rows, learning_rate):
+def step_each(optimizer, step, rows, learning_rate):
+    """Do the step of each row by itself."""
     for row in rows:
         index, _, _, gradient, state = row
-        results = optimizer._step_plain(gradient, state, index)
-        assign(optimizer, row, results, learning_rate)
+        assign(optimizer, row, step(gradient, state, index), learning_rate)
 
 
 def assign(optimizer, row, results, learning_rate):

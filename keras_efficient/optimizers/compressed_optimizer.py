@@ -8,8 +8,8 @@ from keras_efficient.kernels import policy
 from keras_efficient.kernels.tensors import framework_of
 from keras_efficient.ops.adam_step import adam_biases
 from keras_efficient.ops.adam_step import adam_step
-from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.batched_step import batched_step
+from keras_efficient.optimizers.batched_step import step_each
 from keras_efficient.optimizers.state_layout import state_layout
 
 
@@ -111,10 +111,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
 
     def _step_batch(self, rows, learning_rate):
         """Do `_step_compressed` for rows of `batched_step`."""
-        for row in rows:
-            index, _, _, gradient, state = row
-            results = self._step_compressed(gradient, state, index)
-            assign(self, row, results, learning_rate)
+        step_each(self, self._step_compressed, rows, learning_rate)
 
     def _step_plain(self, gradient, state, index):
         """As `_step_compressed`, for plain state."""
