@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+_POOLING = {"avg": "GlobalAveragePooling", "max": "GlobalMaxPooling"}
+
 
 def image_input(input_shape, channels, multiple, rank=2):
     """Return an input of images or volumes after checking its shape.
@@ -34,15 +36,18 @@ def channel_axis():
     return -1 if last else 1
 
 
-def pool(x, pooling, rank=2):
-    """Apply `pooling` ("avg" or "max") over all of space."""
-    name = {"avg": "GlobalAveragePooling", "max": "GlobalMaxPooling"}
-    if pooling not in name:
+def check_pooling(pooling):
+    if pooling not in _POOLING:
         raise ValueError(
             "`pooling` must be None, 'avg' or 'max'. Received: "
             f"pooling={pooling!r}"
         )
-    return getattr(layers, f"{name[pooling]}{rank}D")()(x)
+
+
+def pool(x, pooling, rank=2, **kwargs):
+    """Apply `pooling` ("avg" or "max") over all of space."""
+    check_pooling(pooling)
+    return getattr(layers, f"{_POOLING[pooling]}{rank}D")(**kwargs)(x)
 
 
 def finish(inputs, outputs, weights, name):

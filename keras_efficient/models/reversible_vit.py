@@ -3,14 +3,11 @@ from keras import layers
 
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.layers import ReversibleTransformerEncoder
+from keras_efficient.models.application import check_pooling
 from keras_efficient.models.application import finish
 from keras_efficient.models.application import image_input
+from keras_efficient.models.application import pool
 from keras_efficient.models.position_embedding import PositionEmbedding
-
-POOLING = {
-    "avg": layers.GlobalAveragePooling1D,
-    "max": layers.GlobalMaxPooling1D,
-}
 
 
 def ReversibleViT(
@@ -89,11 +86,8 @@ def ReversibleViT(
         - [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)
         - [Mangalam et al., 2022](https://arxiv.org/abs/2302.04869)
     """
-    if pooling is not None and pooling not in POOLING:
-        raise ValueError(
-            "`pooling` must be None, 'avg' or 'max'. Received: "
-            f"pooling={pooling!r}"
-        )
+    if pooling is not None:
+        check_pooling(pooling)
     first = keras.config.image_data_format() == "channels_first"
     if input_shape is None:
         input_shape = (3, 224, 224) if first else (224, 224, 3)
@@ -122,7 +116,7 @@ def ReversibleViT(
     x = layers.Concatenate(name="streams")(run([x, x]))
     x = layers.LayerNormalization(epsilon=1e-5, name="norm")(x)
     if include_top:
-        x = POOLING["avg"]("channels_last", name="mean")(x)
+        x = pool(x, "avg", 1, data_format="channels_last", name="mean")
         x = layers.Dense(
             classes,
             classifier_activation,
@@ -130,5 +124,5 @@ def ReversibleViT(
             name="predictions",
         )(x)
     elif pooling:
-        x = POOLING[pooling]("channels_last", name=pooling)(x)
+        x = pool(x, pooling, 1, data_format="channels_last", name=pooling)
     return finish(inputs, x, weights, name)
