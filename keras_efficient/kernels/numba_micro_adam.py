@@ -109,13 +109,9 @@ def micro_adam(
         is_window: Whether the bias correction is that of the window.
         fused: Whether codes are computed with fused multiply-adds.
     """
-    row = np.argmin(written)
-    written[row] = step[0]
-    weights = _weights(written, step[0], options)
-    if is_window[0]:
-        c_1, c_2 = np.sum(weights[0]), np.sum(weights[1])
-        corrections = c_1, c_2, c_2
-    else:
+    row, weights, c_1, c_2 = _write_row(written, step[0], options)
+    corrections = c_1, c_2, c_2
+    if not is_window[0]:
         corrections = (
             momentum_bias[0] / options[1],
             velocity_bias[0] / options[3],
@@ -142,16 +138,24 @@ def micro_adam(
         _run(first, last, arrays, weights, options, layout, numbers)
 
 
+# Not within the kernel: Numba would wake all threads for each of these sums.
 @_jit
-def _weights(written, step, options):
-    """Return beta_1^age and beta_2^age of each row, 0 for those not written."""
+def _write_row(written, step, options):
+    """Give the oldest row to this step.
+
+    Returns:
+        The row, beta_1^age and beta_2^age of each row, 0 for those not
+        written, and the sum of either.
+    """
+    row = np.argmin(written)
+    written[row] = step
     weights = np.zeros((2, written.size), _F)
     for j in range(written.size):
         if written[j] > 0:
             age = np.float64(step - written[j])
             weights[0, j] = _F(np.float64(options[0]) ** age)
             weights[1, j] = _F(np.float64(options[2]) ** age)
-    return weights
+    return row, weights, np.sum(weights[0]), np.sum(weights[1])
 
 
 @_jit

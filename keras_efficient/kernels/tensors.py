@@ -50,12 +50,13 @@ def _framework_of_type(kind):
     return "numpy" if issubclass(kind, others) else None
 
 
+_NUMBERS = {bool: "bool", int: "int32", float: "float32"}
+
+
 def as_array(value):
     """Give a Python number the dtype it has in Keras; return all else."""
-    for number, dtype in ((bool, "bool"), (int, "int32"), (float, "float32")):
-        if isinstance(value, number) and not isinstance(value, np.generic):
-            return np.asarray(value, dtype)
-    return value
+    dtype = _NUMBERS.get(type(value))
+    return value if dtype is None else np.asarray(value, dtype)
 
 
 def as_matrix(value, rows):

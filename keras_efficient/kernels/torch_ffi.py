@@ -1,5 +1,7 @@
 """Kernels on the own memory of tensors of PyTorch."""
 
+import functools
+
 import numpy as np
 import torch
 
@@ -23,9 +25,7 @@ class TorchHost(Host):
         return value if isinstance(value, torch.Tensor) else np.array(value)
 
     def spec_of(self, tensor):
-        return Spec(
-            tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        )
+        return Spec(tuple(tensor.shape), _name_of(tensor.dtype))
 
     def run(self, kernel, values, specs, results):
         known = dict(zip(kernel.inputs, values))
@@ -56,6 +56,11 @@ class TorchHost(Host):
             # So that autograd notices, as after an operation of its own.
             torch.autograd.graph.increment_version(known[name])
         return [known[name] for name in kernel.results]
+
+
+@functools.lru_cache(maxsize=None)
+def _name_of(dtype):
+    return str(dtype).removeprefix("torch.")
 
 
 def _array(tensor):

@@ -45,8 +45,9 @@ def fused_adam_8bit_step(
         parameter: Tensor.
         gradient: Tensor of the shape of the parameter.
         state: `Adam8bitState`.
-        learning_rate: Float or scalar tensor.
-        step: See `adam_8bit_step`, as for `beta_1` to `seed`.
+        learning_rate: Float or float32 scalar tensor.
+        step: Integer or int32 scalar tensor. See `adam_8bit_step`,
+            as for `beta_1` to `seed`.
         beta_1: Float.
         beta_2: Float.
         epsilon: Float.
@@ -74,9 +75,9 @@ def fused_adam_8bit_step(
     results = adam_8bit(
         *(as_matrix(x, rows) for x in tensors),
         as_matrix(gradient, rows),
-        ops.cast(learning_rate, "float32"),
+        learning_rate,
         *(biases or adam_biases(step, beta_1, beta_2)),
-        ops.cast(step, "int32"),
+        step,
         np.array(options, "float32"),
         seed,
         traits.multiplies_and_adds_at_once(tensors),

@@ -47,8 +47,9 @@ def fused_micro_adam_step(
         parameter: Tensor.
         gradient: Tensor of the shape of the parameter.
         state: `MicroAdamState`.
-        learning_rate: Float or scalar tensor.
-        step: See `micro_adam_step`, as for `block_size` to `seed`.
+        learning_rate: Float or float32 scalar tensor.
+        step: Integer or int32 scalar tensor. See `micro_adam_step`,
+            as for `block_size` to `seed`.
         block_size: Integer.
         beta_1: Float.
         beta_2: Float.
@@ -85,9 +86,9 @@ def fused_micro_adam_step(
         as_matrix(parameter, rows),
         *state,
         as_matrix(gradient, rows),
-        ops.cast(learning_rate, "float32"),
+        learning_rate,
         *(biases or adam_biases(step, beta_1, beta_2)),
-        ops.cast(step, "int32"),
+        step,
         np.array((*betas, epsilon, alpha, 1 - alpha), "float32"),
         block_size,
         seed,

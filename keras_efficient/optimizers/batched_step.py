@@ -31,13 +31,13 @@ def batched_step(optimizer, gradients, variables, learning_rate):
     for gradient, variable in zip(gradients, variables):
         index = optimizer._get_variable_index(variable)
         slots = optimizer._states[index]
-        state = [ops.stop_gradient(slot) for slot in slots]
+        state = [slot.value.detach() for slot in slots]
         gradient = ops.stop_gradient(gradient)
         row = index, variable, slots, gradient, state
         if not optimizer._is_compressed[index]:
             plain.append(row)
             continue
-        value = ops.stop_gradient(variable)
+        value = variable.value.detach()
         # A kernel overwrites the memory of the variables.
         if not has_kernel or not optimizer._step_kernel(
             value, gradient, state, rate, options, index

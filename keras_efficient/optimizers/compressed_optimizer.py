@@ -83,8 +83,9 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         if is_compressed and self.HAS_KERNEL:
             value = ops.convert_to_tensor(variable)
             options = self._kernel_options()
+            rate = ops.cast(learning_rate, "float32")
             results = self._step_kernel(
-                value, gradient, state, learning_rate, options, index
+                value, gradient, state, rate, options, index
             )
             if results is not None:
                 for target, result in zip([variable, *slots], results):
@@ -129,8 +130,9 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     def _kernel_options(self):
         """Return the arguments of the kernels that all tensors share."""
         options = self._options()
-        biases = adam_biases(options["step"], self.beta_1, self.beta_2)
-        return {**options, "biases": biases}
+        step = ops.cast(options["step"], "int32")
+        biases = adam_biases(step, self.beta_1, self.beta_2)
+        return {**options, "step": step, "biases": biases}
 
     def _move(self, variable, update, learning_rate):
         update = ops.cast(learning_rate, "float32") * update
