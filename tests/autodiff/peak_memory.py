@@ -5,11 +5,9 @@ prints a list of MB, one entry a depth. What tracing and compiling take does
 not count: the step that is measured is the second one. Linux only.
 """
 
-import ctypes
-import gc
+import functools
 import json
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -46,18 +44,8 @@ def peak(depth, reversible, mode):
     )
     x = np.ones((32768, 128), "float32")
     model.train_on_batch(x, x[:, :1])
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident_megabytes("VmRSS")
-    model.train_on_batch(x, x[:, :1])
-    return resident_megabytes("VmHWM") - before
-
-
-def resident_megabytes(key):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
+    step = functools.partial(model.train_on_batch, x, x[:, :1])
+    return keras_efficient.utils.peak_bytes(step) / 2**20
 
 
 if __name__ == "__main__":

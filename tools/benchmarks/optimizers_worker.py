@@ -10,10 +10,10 @@ import numpy as np
 
 from benchmarks.optimizers_bounds import FUSED
 from benchmarks.optimizers_bounds import KERAS_ADAM
-from benchmarks.peak_bytes import extra_bytes
 from keras_efficient import config
 from keras_efficient import optimizers
 from keras_efficient.utils import optimizer_state_bytes
+from keras_efficient.utils import peak_bytes
 
 LEARNING_RATE = 1e-5
 WARM_UP = 2
@@ -176,9 +176,7 @@ def prepare(problem, options):
             for contender, suffix in zip(made, ("", ", portable")):
                 for _ in range(WARM_UP):
                     contender.step()
-                contender.extra_bytes = extra_bytes(
-                    contender.step, options.device
-                )
+                contender.extra_bytes = peak_bytes(contender.step)
                 contenders[name + suffix] = contender
         except Exception as error:
             if name == KERAS_ADAM:
