@@ -52,11 +52,14 @@ def kernels():
     return policy.kernels()
 
 
-def report():
+def report(verbose=1):
     """Print which kernel serves which device, and why not where there is none.
 
     No framework is imported for it. Whether there is a CUDA device is only
     known in a process that has imported PyTorch.
+
+    Args:
+        verbose: `0` or `1`. Whether to print. Defaults to `1`.
 
     Returns:
         List of dicts with the strings `framework`, `device`, `kernel`
@@ -73,6 +76,8 @@ def report():
     ```
     """
     rows = [_row(*names) for names in _ROWS]
+    if not verbose:
+        return rows
     title = f"kernels: {kernels()}"
     try:
         from rich.console import Console

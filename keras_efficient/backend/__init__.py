@@ -1,6 +1,6 @@
 """The two differentiation primitives, and what else differs by backend.
 
-Every module here offers the same nine functions:
+Every module here offers the same functions:
 
 - `custom_vjp(forward, backward)`: a function with its own derivative;
 - `not_differentiable(fn)`: a step inside of one that has none, and says so if
@@ -13,7 +13,12 @@ Every module here offers the same nine functions:
   draw from behind Keras' back, where the backend has one;
 - `run_compiled(fn, args, owner, key)`: `fn(*args)` as one XLA program, where
   the backend does not compile all there is;
-- `saved_bytes(fn, params, inputs)`: what is kept from forward to backward.
+- `saved_bytes(fn, params, inputs)`: what is kept from forward to backward;
+- `saved_bytes_by_label(fn, params, inputs)`: the same as a dictionary, by the
+  `label(name)`, a context, in which it was computed;
+- `peak_bytes(fn, params, inputs)`: the most that is alive at any time of both;
+- `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
+  is within the other figure.
 
 This is the only place that reads `keras.config.backend()`, and only the
 chosen backend is imported.
@@ -23,19 +28,27 @@ import keras
 
 if keras.config.backend() == "jax":
     from keras_efficient.backend import jax as _backend
+    from keras_efficient.backend import jax_memory as _memory
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
+    from keras_efficient.backend import tensorflow_memory as _memory
 elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch as _backend
+    from keras_efficient.backend import torch_memory as _memory
 else:
     from keras_efficient.backend import forward_only as _backend
+    from keras_efficient.backend import forward_only as _memory
 
 custom_vjp = _backend.custom_vjp
+label = _memory.label
 not_differentiable = _backend.not_differentiable
+peak_bytes = _memory.peak_bytes
 record_random = _backend.record_random
 replay_random = _backend.replay_random
 run_compiled = _backend.run_compiled
-saved_bytes = _backend.saved_bytes
+saved_bytes = _memory.saved_bytes
+saved_bytes_by_label = _memory.saved_bytes_by_label
 scan = _backend.scan
 segment = _backend.segment
+update_bytes = _memory.update_bytes
 vjp = _backend.vjp

@@ -140,21 +140,6 @@ def replay_random(state):
     return contextlib.nullcontext()
 
 
-def saved_bytes(fn, params, inputs):
-    """Count the temporary bytes of the compiled gradient of `sum(fn)`.
-
-    Inside one XLA program there is no line between forward and backward:
-    this is the peak of everything that is neither an input nor an output.
-    """
-
-    def total(params, inputs):
-        outputs = jax.tree_util.tree_leaves(fn(params, inputs))
-        return sum(output.sum() for output in outputs)
-
-    compiled = jax.jit(jax.grad(total)).lower(params, inputs).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
 def run_compiled(fn, args, owner, key):
     """`jax.jit` compiles the whole step."""
     return fn(*args)

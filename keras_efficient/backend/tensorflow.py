@@ -168,52 +168,6 @@ def replay_random(state):
     return contextlib.nullcontext()
 
 
-# Operations that hand their input's buffer on, and those that ask for no
-# more than its shape.
-_SAME_BUFFER = ("ExpandDims", "Identity", "IdentityN", "Reshape", "Squeeze")
-_SAME_BUFFER += ("StopGradient",)
-_SHAPE_ONLY = ("Rank", "Shape", "ShapeN", "Size", "ZerosLike")
-
-
-def saved_bytes(fn, params, inputs):
-    """Count the bytes that the gradient of `sum(fn)` reads from the forward.
-
-    Both are traced into one graph. What an operation of the backward part
-    reads and an operation of the forward part wrote has to be kept; params,
-    inputs and constants are there anyway.
-    """
-    forward = set()
-
-    @tf.function
-    def gradient(params, inputs):
-        leaves = tf.nest.flatten(params)
-        with tf.GradientTape() as tape:
-            tape.watch(leaves)
-            outputs = fn(params, inputs)
-        graph = tf.compat.v1.get_default_graph()
-        forward.update(op.name for op in graph.get_operations())
-        return tape.gradient(tf.nest.flatten(outputs), leaves)
-
-    specs = tf.nest.map_structure(
-        lambda x: tf.TensorSpec(x.shape, x.dtype), (params, inputs)
-    )
-    graph = gradient.get_concrete_function(*specs).graph
-    kept = {}
-    for op in graph.get_operations():
-        if op.name in forward or op.type in _SHAPE_ONLY:
-            continue
-        for tensor in op.inputs:
-            while tensor.op.type in _SAME_BUFFER:
-                tensor = tensor.op.inputs[tensor.value_index]
-            if tensor.op.name in forward:
-                kept[tensor.name] = tensor
-    return sum(
-        tensor.shape.num_elements() * tensor.dtype.size
-        for tensor in kept.values()
-        if tensor.op.type not in ("Const", "Placeholder")
-    )
-
-
 def run_compiled(fn, args, owner, key):
     """Return `fn(*args)`, computed by an XLA program.
 

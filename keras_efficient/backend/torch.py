@@ -192,27 +192,6 @@ def replay_random(state):
         yield
 
 
-def saved_bytes(fn, params, inputs):
-    """Count the bytes that autograd saves in `fn`, params and inputs aside."""
-    params = nested.map_structure(
-        lambda leaf: leaf.detach().requires_grad_(), params
-    )
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
-    with torch.random.fork_rng(), hooks:
-        outputs = fn(params, inputs)
-    for leaf in nested.flatten((params, inputs)):
-        kept.pop(leaf.untyped_storage().data_ptr(), None)
-    del outputs  # until here, so that no address was used twice
-    return sum(kept.values())
-
-
 def run_compiled(fn, args, owner, key):
     """PyTorch runs each operation as it comes."""
     return fn(*args)

@@ -1,6 +1,10 @@
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
 )
+from keras_efficient.utils.memory_report import memory_report as memory_report
+from keras_efficient.utils.memory_usage import LayerMemory as LayerMemory
+from keras_efficient.utils.memory_usage import MemoryReport as MemoryReport
+from keras_efficient.utils.memory_usage import MemoryUsage as MemoryUsage
 from keras_efficient.utils.optimizer_state_bytes import (
     optimizer_state_bytes as optimizer_state_bytes,
 )

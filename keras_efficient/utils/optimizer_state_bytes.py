@@ -1,7 +1,4 @@
-import math
-import re
-
-import keras
+from keras_efficient.utils.sizes import bytes_of
 
 
 def optimizer_state_bytes(optimizer):
@@ -25,12 +22,4 @@ def optimizer_state_bytes(optimizer):
     keras_efficient.utils.optimizer_state_bytes(optimizer)
     ```
     """
-    return sum(
-        math.prod(variable.shape) * _itemsize(variable.dtype)
-        for variable in optimizer.variables
-    )
-
-
-def _itemsize(dtype):
-    bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
-    return int(bits.group()) // 8 if bits else 1
+    return bytes_of(optimizer.variables)

@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 
 from keras_efficient import backend
@@ -39,6 +41,20 @@ def saved_activation_bytes(model, inputs):
     ```
     """
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    return backend.saved_bytes(*as_function(model), inputs)
+
+
+def as_function(model, context=contextlib.nullcontext):
+    """Return a function of parameters and inputs, and the parameters.
+
+    Args:
+        model: Keras model or layer.
+        context: Function that returns a context to call the model in.
+
+    Returns:
+        The function, which trains nothing and returns all that a loss may
+        depend on; and the list of tensors that is its first argument.
+    """
     state = values(model.non_trainable_variables)
     variables = model.trainable_variables + model.non_trainable_variables
 
@@ -46,9 +62,8 @@ def saved_activation_bytes(model, inputs):
         scope = keras.StatelessScope(
             zip(variables, [*params, *state]), collect_losses=True
         )
-        with scope:
+        with scope, context():
             outputs = model(inputs, training=True)
         return outputs, scope.losses
 
-    params = values(model.trainable_variables)
-    return backend.saved_bytes(fn, params, inputs)
+    return fn, values(model.trainable_variables)

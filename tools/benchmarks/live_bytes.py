@@ -2,10 +2,7 @@
 
 import gc
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from keras_efficient.backend.torch_memory import count_alive
 
 
 def live_bytes(model, x, cotangent, parameters):
@@ -26,7 +23,7 @@ def live_bytes(model, x, cotangent, parameters):
         outputs, and "peak", the most at the end of any operation, with the
         gradients.
     """
-    with _Storages([x, cotangent, *parameters]) as storages:
+    with count_alive([x, cotangent, *parameters]) as storages:
         outputs = model(x)
         gc.collect()
         kept = storages.count()
@@ -34,24 +31,3 @@ def live_bytes(model, x, cotangent, parameters):
     for tensor in (x, *parameters):
         tensor.grad = None
     return {"kept": kept, "peak": storages.peak}
-
-
-class _Storages(TorchDispatchMode):
-    def __init__(self, known):
-        super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.alive = WeakIdKeyDictionary()
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                if storage.data_ptr() not in self.known:
-                    self.alive[storage] = True
-        self.peak = max(self.peak, self.count())
-        return result
-
-    def count(self):
-        return sum(storage.nbytes() for storage in self.alive)

@@ -1,0 +1,94 @@
+"""`python -m keras_efficient`, and the command `keras-efficient`."""
+
+import argparse
+import os
+import sys
+
+from keras_efficient.version import __version__
+
+COMMANDS = {
+    "doctor": "show versions, devices, and the kernels that would serve them",
+    "report": "show where the memory of a saved model goes in training",
+    "bench": "measure what a reversible run saves and costs on this machine",
+}
+
+
+def main(arguments=None):
+    """Run a command.
+
+    Returns:
+        Exit status: 0, or 1 where the command has failed or its answer is no:
+        not even one example fits the budget. (argparse ends the process with
+        2 on arguments that it does not know.)
+    """
+    options = _parser().parse_args(arguments)
+    if options.backend:
+        os.environ["KERAS_BACKEND"] = options.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        # Keras, and with it the backend, is not loaded before.
+        if options.command == "doctor":
+            from keras_efficient.cli.doctor import doctor as command
+        elif options.command == "report":
+            from keras_efficient.cli.report import report as command
+        else:
+            from keras_efficient.cli.bench import bench as command
+        return command(options)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser("keras-efficient", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, help in COMMANDS.items():
+        command = commands.add_parser(name, help=help, description=help)
+        command.add_argument("--json", action="store_true", help="for programs")
+        command.add_argument(
+            "--backend",
+            choices=("jax", "tensorflow", "torch"),
+            help="instead of the one in KERAS_BACKEND or Keras' own settings",
+        )
+    report = commands.choices["report"]
+    report.add_argument("model", metavar="MODEL.keras")
+    report.add_argument("--batch-size", type=_positive, default=32)
+    report.add_argument("--budget", type=_gib, help="such as 8GiB or 500MiB")
+    report.add_argument("--plot", metavar="FILE.png", help="draw bars")
+    bench = commands.choices["bench"]
+    bench.add_argument("--depth", type=_positive, default=16, help="blocks")
+    bench.add_argument("--width", type=_positive, default=256)
+    bench.add_argument("--batch-size", type=_positive, default=1024)
+    bench.add_argument("--steps", type=_positive, default=10)
+    return parser
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _gib(text):
+    """Return how many GiB "8GiB", "8G", "500MiB", "8GB" or "8" are."""
+    units = {"": 1, "g": 1, "gib": 1, "gb": 1e9 / 2**30}
+    units |= {"m": 2**-10, "mib": 2**-10, "mb": 1e6 / 2**30}
+    number = text.rstrip("".join(units) + "".join(units).upper())
+    unit = text[len(number) :].lower()
+    try:
+        size = float(number) * units[unit]
+    except (KeyError, ValueError):
+        size = 0
+    if not size > 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of bytes such as 8GiB or 500MiB"
+        )
+    return size
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What a training step holds in memory, on TensorFlow."""
+
+import collections
+
+import tensorflow as tf
+
+from keras_efficient.backend import labels
+
+# Operations that hand their input's buffer on, those that ask for no more than
+# its shape, and what is there before the first one.
+_SAME_BUFFER = ("ExpandDims", "Identity", "IdentityN", "Reshape", "Squeeze")
+_SAME_BUFFER += ("StopGradient",)
+_SHAPE_ONLY = ("Rank", "Shape", "ShapeN", "Size", "ZerosLike")
+_GIVEN = ("Const", "Placeholder")
+
+
+def label(name):
+    """Give what is computed within to `name`."""
+    return tf.name_scope(labels.marked(name))
+
+
+def saved_bytes(fn, params, inputs):
+    """Count the bytes that the gradient of `sum(fn)` reads from the forward."""
+    return sum(saved_bytes_by_label(fn, params, inputs).values())
+
+
+def saved_bytes_by_label(fn, params, inputs):
+    """Count them by the label in which they were computed.
+
+    Both are traced into one graph. What an operation of the backward part
+    reads and an operation of the forward part wrote has to be kept; params,
+    inputs and constants are there anyway.
+    """
+    graph, forward = _trace(fn, params, inputs)
+    kept = {}
+    for op in graph.get_operations():
+        if op.name in forward or op.type in _SHAPE_ONLY:
+            continue
+        for tensor in map(_buffer, op.inputs):
+            if tensor.op.name in forward:
+                kept[tensor.name] = tensor
+    counts = collections.Counter()
+    for tensor in kept.values():
+        counts[labels.find(tensor.op.name)] += _size(tensor)
+    return dict(counts)
+
+
+def peak_bytes(fn, params, inputs):
+    """Count the most bytes alive in the gradient of `sum(fn)`, with it.
+
+    The operations of the graph are gone through in the order in which they
+    were traced. A buffer lives until the last operation that reads it, which
+    may write into it what has its size and is computed entry by entry.
+    """
+    graph, _ = _trace(fn, params, inputs)
+    last = {}
+    for number, op in enumerate(graph.get_operations()):
+        if op.type not in _SHAPE_ONLY:
+            last.update({_buffer(x).ref(): number for x in op.inputs})
+    for tensor in graph.outputs:
+        last.pop(_buffer(tensor).ref(), None)  # the result lives on
+    ends = collections.defaultdict(int)
+    alive = peak = 0
+    for tensor, number in last.items():
+        ends[number] += _size(tensor.deref())
+    for number, op in enumerate(graph.get_operations()):
+        new = sum(_size(x) for x in op.outputs if _buffer(x) is x)
+        taken = 0 if op.type in _NEW_BUFFER else min(new, ends[number])
+        alive += new - taken
+        peak = max(peak, alive)
+        alive -= ends[number] - taken
+    return peak
+
+
+# Their result is not written over what they read.
+_NEW_BUFFER = ("BatchMatMulV2", "ConcatV2", "Einsum", "MatMul", "Transpose")
+_NEW_BUFFER += ("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput")
+_NEW_BUFFER += ("Conv3D", "Conv3DBackpropFilterV2", "Conv3DBackpropInputV2")
+
+
+def _trace(fn, params, inputs):
+    """Return the graph of the gradient, and the names of forward operations."""
+    forward = set()
+
+    @tf.function
+    def gradient(params, inputs):
+        leaves = tf.nest.flatten(params)
+        with tf.GradientTape() as tape:
+            tape.watch(leaves)
+            outputs = fn(params, inputs)
+        graph = tf.compat.v1.get_default_graph()
+        forward.update(op.name for op in graph.get_operations())
+        return tape.gradient(tf.nest.flatten(outputs), leaves)
+
+    specs = tf.nest.map_structure(
+        lambda x: tf.TensorSpec(x.shape, x.dtype), (params, inputs)
+    )
+    return gradient.get_concrete_function(*specs).graph, forward
+
+
+def _buffer(tensor):
+    """Return the tensor whose memory a tensor is."""
+    while tensor.op.type in _SAME_BUFFER:
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor
+
+
+def _size(tensor):
+    count = tensor.shape.num_elements()
+    if tensor.op.type in _GIVEN or count is None:
+        return 0
+    return count * tensor.dtype.size
+
+
+def update_bytes(prepare):
+    """An update is a part of the one program that a step is."""
+    return 0

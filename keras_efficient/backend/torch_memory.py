@@ -1,0 +1,116 @@
+"""What a training step holds in memory, on PyTorch."""
+
+import collections
+import contextlib
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from keras_efficient.backend import nested
+
+_labels = []
+
+
+@contextlib.contextmanager
+def label(name):
+    """Give what is saved within to `name`."""
+    _labels.append(name)
+    try:
+        yield
+    finally:
+        _labels.pop()
+
+
+def saved_bytes(fn, params, inputs):
+    """Count the bytes that autograd saves in `fn`, params and inputs aside."""
+    return sum(saved_bytes_by_label(fn, params, inputs).values())
+
+
+def saved_bytes_by_label(fn, params, inputs):
+    """Count them by the label that was set when they were saved."""
+    params = _leaves(params)
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        name = _labels[-1] if _labels else None
+        kept.setdefault(storage.data_ptr(), (name, storage.nbytes()))
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+    with torch.random.fork_rng(), hooks:
+        outputs = fn(params, inputs)
+    for leaf in nested.flatten((params, inputs)):
+        kept.pop(leaf.untyped_storage().data_ptr(), None)
+    del outputs  # until here, so that no address was used twice
+    counts = collections.Counter()
+    for name, size in kept.values():
+        counts[name] += size
+    return dict(counts)
+
+
+def peak_bytes(fn, params, inputs):
+    """Count the most bytes alive in the gradient of `sum(fn)`, with it."""
+    params = _leaves(params)
+    with torch.random.fork_rng(), count_alive((params, inputs)) as storages:
+        outputs = [y for y in nested.flatten(fn(params, inputs))]
+        outputs = [y for y in outputs if y.requires_grad]
+        ones = [torch.ones_like(y) for y in outputs]
+        leaves = nested.flatten(params)
+        torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
+    return storages.peak
+
+
+def update_bytes(prepare):
+    """Count the most bytes alive in a call, besides what is there before.
+
+    Args:
+        prepare: Function that returns the call, and a nested structure of
+            the tensors that it knows.
+    """
+    call, known = prepare()
+    with torch.no_grad(), count_alive(known) as storages:
+        call()
+    return storages.peak
+
+
+def _leaves(params):
+    return nested.map_structure(
+        lambda leaf: leaf.detach().requires_grad_(), params
+    )
+
+
+class count_alive(TorchDispatchMode):
+    """A context that follows the storages that operations write.
+
+    Each is followed until it is freed, so it does not matter whether autograd,
+    a module or a context holds it; storages that were resized count with the
+    size that they have. The most bytes at the end of any operation are in
+    `peak`.
+
+    Args:
+        known: Nested structure of tensors, which do not count.
+    """
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {
+            tensor.untyped_storage().data_ptr() for tensor in tree_leaves(known)
+        }
+        self.alive = WeakIdKeyDictionary()
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage.data_ptr() not in self.known:
+                    self.alive[storage] = True
+        self.peak = max(self.peak, self.count())
+        return result
+
+    def count(self):
+        return sum(storage.nbytes() for storage in self.alive)

@@ -1,0 +1,184 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_efficient.layers import AdditiveCoupling
+from keras_efficient.layers import ReversibleSequence
+from keras_efficient.utils import memory_report
+from keras_efficient.utils import optimizer_state_bytes
+from keras_efficient.utils import saved_activation_bytes
+
+BACKEND = keras.config.backend()
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def batch(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def function():
+    return keras.Sequential([layers.Dense(64, "gelu"), layers.Dense(32)])
+
+
+def build(reversible=False, depth=4):
+    blocks = [AdditiveCoupling(function(), function()) for _ in range(depth)]
+    run = ReversibleSequence(blocks, reversible, name="run")
+    model = keras.Sequential(
+        [keras.Input((64,)), run, layers.Dense(8, name="head")]
+    )
+    model.compile("adam", "mse")
+    return model
+
+
+def test_the_parts_are_those_of_the_model():
+    model = build()
+    report = memory_report(model, batch(64, 64), verbose=0)
+    usage = report.usage["as it is"]
+    size = 4 * model.count_params()
+    assert usage.parameters == usage.gradients == size
+    model.optimizer.build(model.trainable_variables)
+    # All but the number of steps and the learning rate.
+    state = optimizer_state_bytes(model.optimizer)
+    assert 0 <= state - usage.optimizer_state <= 12
+    assert usage.batch == 64 * 64 * 4
+    for part in ("parameters", "gradients", "optimizer_state", "activations"):
+        rows = [getattr(layer, part) for layer in report.layers]
+        assert sum(rows) == getattr(usage, part), part
+    assert usage.peak == sum(usage[:-2])
+    if BACKEND != "jax":  # where the compiler is asked instead
+        saved = saved_activation_bytes(model, batch(64, 64))
+        assert usage.activations == saved
+
+
+def test_a_row_for_each_sub_layer_of_a_plain_run_and_one_for_the_rest():
+    report = memory_report(build(), 256, verbose=0)
+    names = [layer.name for layer in report.layers]
+    assert names[-2:] == ["head", "(others)"]
+    runs = [layer for layer in report.layers if layer.name.startswith("run/")]
+    assert len(runs) == 16  # two Dense in each of two functions of 4 blocks
+    kept = sum(layer.activations for layer in runs)
+    assert kept > 0.8 * report.usage["as it is"].activations
+    names = [x.name for x in memory_report(build(True), 256, verbose=0).layers]
+    assert names == ["run", "head", "(others)"]
+
+
+def test_the_lever_is_what_the_reversible_model_takes():
+    lever = memory_report(build(), 256, budget=1, verbose=0)
+    twin = memory_report(build(True), 256, budget=1, verbose=0)
+    assert "reversible" not in twin.usage
+    ours, its = lever.usage["reversible"], twin.usage["as it is"]
+    assert ours.activations < lever.usage["as it is"].activations / 4
+    np.testing.assert_allclose(ours.activations, its.activations, rtol=0.02)
+    np.testing.assert_allclose(ours.peak, its.peak, rtol=0.02)
+    recomputed = lever.usage["Recompute"].activations
+    plain = lever.usage["as it is"].activations
+    assert ours.activations < recomputed < plain
+
+
+def test_the_largest_batch_fits_and_a_larger_one_does_not():
+    budget = 0.02
+    model = build()
+    largest = memory_report(model, 256, budget=budget, verbose=0)
+    for name in ("as it is", "reversible"):
+        size = largest.usage[name].largest_batch
+        again = memory_report(model, size, budget=budget, verbose=0)
+        peak = again.usage[name].peak / 2**30
+        assert 0.9 * budget < peak < 1.03 * budget
+    assert memory_report(model, 8, budget=1e-6, verbose=0).usage[
+        "as it is"
+    ].largest_batch == 0  # fmt: skip
+
+
+def test_smaller_state_of_the_optimizer_is_a_lever():
+    usage = memory_report(build(), 16, verbose=0).usage
+    state = {name: x.optimizer_state for name, x in usage.items()}
+    assert state["SinkGD"] <= state["MicroAdam"] <= state["Adam8bit"]
+    assert state["Adam8bit"] <= state["as it is"]
+    other = keras.optimizers.SGD(momentum=0.0)
+    usage = memory_report(build(), 16, optimizer=other, verbose=0).usage
+    assert usage["as it is"].optimizer_state == 0
+
+
+def test_leaves_the_model_unchanged():
+    model = build()
+    x = batch(16, 64)
+    before = [keras.ops.convert_to_numpy(v) for v in model.variables]
+    y = keras.ops.convert_to_numpy(model(x))
+    memory_report(model, x, verbose=0)
+    assert model.layers[0].reversible is False
+    assert not any("call" in vars(layer) for layer in model.layers)
+    for variable, old in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), old)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(x)), y)
+    model.fit(x, batch(16, 8), verbose=0)
+
+
+def test_prints_tables_and_draws(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    report = memory_report(build(), 16, budget=0.5)
+    printed = capsys.readouterr().out
+    assert "run/" in printed and "reversible" in printed
+    assert "0.5 GiB" in printed
+    assert json.loads(json.dumps(report.as_dict()))["batch_size"] == 16
+    report.plot(tmp_path / "memory.png")
+    assert (tmp_path / "memory.png").stat().st_size > 1000
+
+
+def test_says_what_it_needs():
+    with pytest.raises(ValueError, match="'loose' is not built"):
+        model = keras.Sequential([layers.Dense(1)], name="loose")
+        memory_report(model, 16)
+    open_ended = keras.Sequential(
+        [keras.Input((None, 8)), layers.Dense(1)], name="text"
+    )
+    with pytest.raises(ValueError, match="no fixed shape.*inputs=16"):
+        memory_report(open_ended, 16)
+    memory_report(open_ended, batch(4, 6, 8), verbose=0)
+
+
+def test_a_backbone_of_keras_hub():
+    hub = pytest.importorskip("keras_hub")
+    backbone = hub.models.GPT2Backbone(
+        vocabulary_size=32,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        max_sequence_length=8,
+    )
+    tokens = np.ones((4, 8), "int32")
+    inputs = {"token_ids": tokens, "padding_mask": tokens}
+    report = memory_report(backbone, inputs, verbose=0)
+    usage = report.usage["as it is"]
+    assert usage.optimizer_state == 0
+    names = [layer.name for layer in report.layers if layer.activations]
+    assert {"transformer_layer_0", "transformer_layer_1"} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+def test_predicts_the_peak_of_the_process():
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        # The process gives back what it frees.
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+    }
+    script = Path(__file__).with_name("predicted_peak.py")
+    output = subprocess.run(
+        [sys.executable, script],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name, (predicted, measured) in json.loads(output).items():
+        assert abs(predicted / measured - 1) < 0.15, (name, output)
