@@ -1,5 +1,11 @@
+from keras_efficient.models.inv_auto_translator import (
+    InvAutoTranslator as InvAutoTranslator,
+)
 from keras_efficient.models.invertible_autoencoder import (
     InvertibleAutoencoder as InvertibleAutoencoder,
+)
+from keras_efficient.models.patch_discriminator import (
+    PatchDiscriminator as PatchDiscriminator,
 )
 from keras_efficient.models.rev_bifpn import RevBiFPN as RevBiFPN
 from keras_efficient.models.rev_bifpn_variants import RevBiFPNS0 as RevBiFPNS0
