@@ -144,6 +144,7 @@ def train(name, options, data, seed):
     if reversible:
         optimizer = keras_efficient.optimizers.MicroAdam(options.learning_rate)
         auto_drop = keras_efficient.callbacks.AutoDrop(
+            mode="epoch",
             factor=0.3,
             threshold=options.threshold,
             min_lr=options.learning_rate / 20,

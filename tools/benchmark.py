@@ -10,12 +10,14 @@ import sys
 from benchmarks import convergence
 from benchmarks import optimizers
 from benchmarks import reversible
+from benchmarks import schedules
 from benchmarks import volumes
 
 BENCHMARKS = {
     "convergence": convergence,
     "optimizers": optimizers,
     "reversible": reversible,
+    "schedules": schedules,
     "volumes": volumes,
 }
 

@@ -9,6 +9,9 @@ from keras_efficient.utils.optimizer_state_bytes import (
     optimizer_state_bytes as optimizer_state_bytes,
 )
 from keras_efficient.utils.peak_bytes import peak_bytes as peak_bytes
+from keras_efficient.utils.plot_learning_rate import (
+    plot_learning_rate as plot_learning_rate,
+)
 from keras_efficient.utils.saved_activation_bytes import (
     saved_activation_bytes as saved_activation_bytes,
 )

@@ -9,13 +9,13 @@ from keras_efficient.callbacks import AutoDrop
 NAN = math.nan
 
 
-def follow(points, learning_rate=0.1, dtype=None, **arguments):
+def follow(points, learning_rate=0.1, dtype=None, mode="epoch", **arguments):
     """Lead a model along points, one an epoch. Return callback and logs."""
     points = np.asarray(points, "float32")
     dense = keras.layers.Dense(1, use_bias=False, dtype=dtype)
     model = keras.Sequential([keras.Input(points.shape[1:]), dense])
     model.compile(optimizer=keras.optimizers.SGD(learning_rate), loss="mse")
-    callback = AutoDrop(**arguments)
+    callback = AutoDrop(mode, **arguments)
     callback.set_model(model)
     callback.on_train_begin()
     history = []
@@ -87,7 +87,7 @@ def test_angle_is_of_the_whole_parameter_vector():
     layers = [keras.layers.Dense(1, use_bias=False) for _ in range(2)]
     model = keras.Sequential([keras.Input((1,)), *layers])
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
-    callback = AutoDrop()
+    callback = AutoDrop("epoch")
     callback.set_model(model)
     callback.on_train_begin()
     for epoch, point in enumerate(walk([60])):
@@ -209,7 +209,7 @@ def test_noisy_quadratic(rate, angle):
 def test_fit_trains_at_the_dropped_rate():
     recorder = Recorder()
     model = linear_model(keras.optimizers.SGD(0.1), use_bias=False)
-    callback = AutoDrop()
+    callback = AutoDrop("epoch")
     history = fit(model, [callback, recorder], epochs=9).history
     assert callback.drops == [3, 6]
     rates = np.repeat([0.1, 0.02, 0.004], [4, 3, 2])
@@ -226,15 +226,15 @@ def test_fit_trains_at_the_dropped_rate():
 
 def test_callbacks_listed_later_see_the_logs():
     recorder = Recorder()
-    fit(linear_model("sgd"), [AutoDrop(), recorder], epochs=1)
-    assert {"loss", "learning_rate", "angular_velocity"} == set(
+    fit(linear_model("sgd"), [AutoDrop("epoch"), recorder], epochs=1)
+    assert {"loss", "learning_rate", "angular_velocity", "drops"} == set(
         recorder.logs[0]
     )
 
 
 def test_second_fit_starts_anew():
     model = linear_model(keras.optimizers.SGD(0.1))
-    callback = AutoDrop()
+    callback = AutoDrop("epoch")
     assert fit(model, [callback], epochs=4).epoch == [0, 1, 2, 3]
     assert callback.drops == [3]
     history = fit(model, [callback], epochs=3).history
@@ -270,7 +270,7 @@ def test_learning_rate_that_cannot_be_set(learning_rate, kind, wrapped):
     model = linear_model(optimizer)
     message = f"'descent' with a {kind} .* such as `learning_rate=0.1`"
     with pytest.raises(ValueError, match=message):
-        fit(model, [AutoDrop()], epochs=1)
+        fit(model, [AutoDrop("epoch")], epochs=1)
 
 
 def multi_optimizer(kind, learning_rate=0.2):
@@ -292,7 +292,7 @@ def multi_optimizer(kind, learning_rate=0.2):
 
 @pytest.mark.parametrize("kind", ["map", "function", "scaled"])
 def test_multi_optimizer(kind):
-    callback = AutoDrop(min_lr=0.03)
+    callback = AutoDrop("epoch", min_lr=0.03)
     model = linear_model(multi_optimizer(kind))
     history = fit(model, [callback], epochs=8).history
     # The first optimizer is at its minimum after the first drop.
@@ -307,13 +307,13 @@ def test_multi_optimizer(kind):
 def test_schedule_in_a_multi_optimizer():
     model = linear_model(multi_optimizer("function", schedule()))
     with pytest.raises(ValueError, match="'second' with a `LearningRate"):
-        fit(model, [AutoDrop()], epochs=1)
+        fit(model, [AutoDrop("epoch")], epochs=1)
 
 
 def test_loss_scale_optimizer():
     optimizer = keras.optimizers.SGD(0.1)
     model = linear_model(keras.optimizers.LossScaleOptimizer(optimizer))
-    history = fit(model, [AutoDrop()], epochs=5).history
+    history = fit(model, [AutoDrop("epoch")], epochs=5).history
     expected = [0.1, 0.1, 0.1, 0.1, 0.02]
     np.testing.assert_allclose(history["learning_rate"], expected, rtol=1e-6)
 
@@ -323,7 +323,7 @@ def two_layer_callback():
     model = keras.Sequential([keras.Input((2,)), *layers])
     layers[1].trainable = False
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
-    callback = AutoDrop()
+    callback = AutoDrop("epoch")
     callback.set_model(model)
     callback.on_train_begin()
     return callback, layers
@@ -365,7 +365,7 @@ def test_bfloat16_variables():
 
 def test_fit_in_bfloat16():
     model = linear_model(keras.optimizers.SGD(0.125), dtype="bfloat16")
-    callback = AutoDrop()
+    callback = AutoDrop("epoch")
     history = fit(model, [callback], epochs=5).history
     assert_logged(history["angular_velocity"], [NAN, NAN, 0, 0, NAN])
     assert callback.drops == [3]
@@ -390,7 +390,7 @@ def test_arguments_out_of_range(arguments):
     name, value = next(iter(arguments.items()))
     message = rf"`{name}` must be .*Received: {name}={value}"
     with pytest.raises(ValueError, match=message):
-        AutoDrop(**arguments)
+        AutoDrop(**{"mode": "epoch", **arguments})
 
 
 def test_report(capsys):

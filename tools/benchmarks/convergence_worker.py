@@ -1,14 +1,12 @@
 """One task, one optimizer: choose the learning rate, then run the seeds."""
 
-import pydoc_data.topics
 import time
 
 import keras
 import numpy as np
-from keras import layers
-from keras import ops
 
 import keras_efficient
+from benchmarks import real_tasks
 from benchmarks.convergence import RATES
 
 OPTIONS = {
@@ -18,7 +16,6 @@ OPTIONS = {
     # float32.
     "Adafactor": {"epsilon_1": 1e-12},
 }
-CONTEXT = 32  # characters
 BATCH = 32
 
 
@@ -57,8 +54,8 @@ class Trial:
     """A compiled model that is trained again and again from the start."""
 
     def __init__(self, task, name, options):
-        self.data = digits() if task == "digits" else text()
-        self.build = build_digits if task == "digits" else build_text
+        self.data = getattr(real_tasks, task)()
+        self.build = getattr(real_tasks, f"build_{task}")
         self.steps = int(400 * options.scale)
         self.model = self.build()
         self.model.compile(
@@ -101,66 +98,3 @@ def make_optimizer(name):
     ours = keras_efficient.optimizers
     module = ours if hasattr(ours, name) else keras.optimizers
     return getattr(module, name)(**OPTIONS.get(name, {}))
-
-
-def digits():
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
-    x, x_test, y, y_test = train_test_split(
-        x, y, test_size=0.25, random_state=0, stratify=y
-    )
-    return (x, y), (x_test, y_test)
-
-
-def build_digits():
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            layers.Conv2D(32, 3, padding="same", activation="relu"),
-            layers.Conv2D(64, 3, padding="same", activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(64, 3, padding="same", activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dropout(0.3),
-            layers.Dense(64, activation="relu"),
-            layers.Dense(10),
-        ]
-    )
-
-
-def text():
-    topics = pydoc_data.topics.topics
-    characters = "".join(topics[key] for key in sorted(topics))
-    codes = np.frombuffer(
-        characters.encode("ascii", errors="replace"), dtype="uint8"
-    )
-    # The alphabet, in order of appearance in the code table.
-    codes = np.unique(codes, return_inverse=True)[1].astype("int32")
-    windows = np.lib.stride_tricks.sliding_window_view(codes, CONTEXT + 1)
-    # The last tenth is held out; every 32nd window of it is enough.
-    border = len(codes) * 9 // 10
-    train, test = windows[: border - CONTEXT], windows[border::32]
-    return (train[:, :-1], train[:, 1:]), (test[:, :-1], test[:, 1:])
-
-
-def build_text(width=64, depth=2, heads=4):
-    inputs = keras.Input((CONTEXT,), dtype="int32")
-    x = layers.Embedding(128, width)(inputs)
-    places = ops.ones_like(inputs) * ops.arange(CONTEXT)
-    x = x + layers.Embedding(CONTEXT, width)(places)
-    for _ in range(depth):
-        y = layers.LayerNormalization()(x)
-        y = layers.MultiHeadAttention(heads, width // heads)(
-            y, y, use_causal_mask=True
-        )
-        x = x + y
-        y = layers.LayerNormalization()(x)
-        y = layers.Dense(4 * width, activation="gelu")(y)
-        x = x + layers.Dense(width)(y)
-    return keras.Model(
-        inputs, layers.Dense(128)(layers.LayerNormalization()(x))
-    )

@@ -1,0 +1,61 @@
+class RunClock:
+    """Count the steps of a `fit`, and know where in the run they are.
+
+    The beginning of a batch is the end of the one before, and the end of an
+    epoch that of its last. Hooks there need none at the end of each batch,
+    which would switch off the asynchronous dispatch of all callbacks.
+
+    Attributes:
+        steps: Integer, training steps done, of this `fit` and of those it was
+            resumed from.
+        epoch: Integer, the current epoch, from 0.
+    """
+
+    def __init__(self):
+        self.steps = self.epoch = 0
+        self._epoch_start = self._epoch_steps = 0
+
+    def begin_epoch(self, epoch, params):
+        self.epoch = epoch
+        self._params = params or {}
+
+    def begin_batch(self, batch):
+        self.steps = self._epoch_start + batch
+
+    def end_epoch(self, epoch, params):
+        """Move to the end of the epoch, `epoch` still being the current."""
+        self.begin_epoch(epoch, params)
+        # Data of unknown size end with a batch that begins and is not there;
+        # on torch there is none, and one step is not counted.
+        done = self.steps - self._epoch_start
+        self._epoch_steps = self._params.get("steps") or max(1, done)
+        self.steps = self._epoch_start + self._epoch_steps
+
+    def close_epoch(self):
+        self._epoch_start = self.steps
+
+    def epoch_steps(self):
+        """Return the steps of an epoch, 0 while they are not known."""
+        return self._params.get("steps") or self._epoch_steps
+
+    def epochs(self):
+        """Return the number of epochs, those before `initial_epoch` too."""
+        return self._params.get("epochs", 1)
+
+    def is_first_time(self, part, last):
+        """Whether so large a part of the run is done.
+
+        And was not yet when so many steps were done as the list `last` holds.
+        """
+        done = self.epoch * self.epoch_steps() + self.steps - self._epoch_start
+        since = done - part * self.epochs() * self.epoch_steps()
+        if not self.epoch_steps() or since < 0:
+            return False
+        return all(self.steps - steps > since for steps in last)
+
+    def state(self):
+        """Return what a run that was interrupted goes on with."""
+        return {
+            "_epoch_start": self._epoch_start,
+            "_epoch_steps": self._epoch_steps,
+        }
