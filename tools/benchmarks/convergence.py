@@ -14,19 +14,11 @@ validation loss at Adam's best rate, of the tuning seeds, for those who change
 the optimizer and nothing else.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from benchmarks import comparison
+
 TASKS = ("digits", "text")
 OPTIMIZERS = (
     *("Adam", "Lion", "Adafactor", "Muon"),
@@ -37,71 +29,13 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def add_arguments(parser):
-    from benchmarks.reversible import MODES
-
-    help = "may be repeated; defaults to all"
-    parser.add_argument("--task", choices=TASKS, action="append", help=help)
-    parser.add_argument(
-        "--optimizer", choices=OPTIMIZERS, action="append", help=help
-    )
-    parser.add_argument(
-        "--backend", choices=MODES, default="jax", help="defaults to jax"
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    help = "other seeds, to choose the learning rate with"
-    parser.add_argument("--tuning-seeds", type=int, default=1, help=help)
-    help = "of training, a part of the full length, for a quick trial"
-    parser.add_argument("--scale", type=float, default=1.0, help=help)
-    parser.add_argument("--output", help="JSON file to write")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    comparison.add_arguments(parser, TASKS, OPTIMIZERS, tuning_seeds=1)
 
 
 def main(options):
-    tasks = options.task or TASKS
-    optimizers = options.optimizer or OPTIMIZERS
-    if options.worker:
-        from benchmarks import convergence_worker
-
-        result = convergence_worker.run(tasks[0], optimizers[0], options)
-        Path(options.worker).write_text(json.dumps(result))
-        return 0
-    console = Console()
-    results = []
-    for task in tasks:
-        runs = []
-        for name in optimizers:
-            console.print(f"Training {task} with {name} ...")
-            runs.append(measure(task, name, options))
-            results.append(runs[-1])
-            if options.output:
-                text = json.dumps(results, indent=1) + "\n"
-                Path(options.output).write_text(text)
-        console.print(tabulate(task, runs))
-    return int(any("error" in run for run in results))
-
-
-def measure(task, name, options):
-    """Train one task with one optimizer in a process of its own."""
-    backend, _, xla = options.backend.partition("-")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "result.json"
-        command = [sys.executable, ROOT / "tools" / "benchmark.py"]
-        command += ["convergence", "--task", task, "--optimizer", name]
-        command += ["--backend", options.backend, "--worker", file]
-        for option in ("seeds", "tuning_seeds", "scale"):
-            value = getattr(options, option)
-            command += [f"--{option.replace('_', '-')}", str(value)]
-        environment = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        done = subprocess.run(
-            command,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-        )
-        result = {"task": task, "optimizer": name}
-        if done.returncode:
-            return {**result, "error": done.stderr.strip().splitlines()[-1:]}
-        return {**result, **json.loads(file.read_text())}
+    return comparison.compare(
+        "convergence", options, TASKS, OPTIMIZERS, tabulate
+    )
 
 
 def tabulate(task, runs):
