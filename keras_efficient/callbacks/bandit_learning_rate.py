@@ -42,10 +42,9 @@ class BanditLearningRate(keras.callbacks.Callback):
     A bandit sees no further than one pull. A small learning rate that removes
     the noise of a large one earns at once what the large one prepared:
     expect fast progress early, and less than a good schedule in the end. And
-    it has to try: allow for tens of pulls for each candidate. While a network
-    has learned nothing, one that a rate far too large has killed looks the
-    same: leave such candidates out. (With rates up to 0.3 for SGD with
-    momentum, one run of three of a convolutional network on digits ended so.)
+    it has to try: allow for tens of pulls for each candidate. Leave out
+    rates far too large: while a network has learned nothing, one that they have
+    killed looks the same (one run of three of digits, SGD, rates up to 0.3).
 
     The cost is two copies of the weights and of the optimizer's variables in
     host memory, one copied in each pull, and that Keras, because of a hook at
