@@ -30,8 +30,10 @@ ARGUMENTS = {
     "fine_tune_gpt2": (
         "--first-steps 1 --steps 2 --depth 1 --width 16 --batch-size 64"
     ),
-    "image_translation": "--epochs 1 --seeds 1 --blocks 1",
-    "invertible_autoencoder": "--epochs 1 --seeds 1 --widths 64-16",
+    "image_translation": "--epochs 1 --seeds 1 --blocks 1 --batch-size 128",
+    "invertible_autoencoder": (
+        "--epochs 1 --seeds 1 --widths 64-16 --batch-size 512"
+    ),
     "learning_rate_without_tuning": "--epochs 1 --seeds 1",
     "measuring_memory": "--depth 1 --width 4 --batch-size 64 --processes 1",
     "quickstart": "--epochs 1 --depth 1 --width 8",

@@ -50,9 +50,8 @@ class BanditLearningRate(keras.callbacks.Callback):
     host memory, one copied in each pull, and that Keras, because of a hook at
     the end of each batch, runs callbacks synchronously.
 
-    Each epoch adds to the logs `learning_rate` (or
-    `learning_rate_{optimizer.name}` for each in a
-    `keras.optimizers.MultiOptimizer`; all get the same), `arm`, its index,
+    Each epoch adds to the logs `learning_rate` (or, in a `MultiOptimizer`,
+    `learning_rate_{optimizer.name}`; all get the same), `arm`, its index,
     `taken_back`, the pulls taken back so far, and for each candidate
     `share_{rate:g}`, its part in the discounted pulls, and `reward_{rate:g}`,
     its mean reward, NaN without one. With
@@ -221,9 +220,8 @@ class BanditLearningRate(keras.callbacks.Callback):
         before = memory["loss_before"]
         if before is None and math.isfinite(loss):
             before = loss  # nothing to compare with
-        if before is None or not math.isfinite(loss):
-            reward = -1.0
-        else:
+        reward = -1.0
+        if before is not None and math.isfinite(loss):
             size = abs(before) + abs(loss)
             reward = (before - loss) / size if size else 0.0
         bound = -math.inf
