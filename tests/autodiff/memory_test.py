@@ -83,8 +83,12 @@ MEASURES = {
     "tensorflow": (by_our_own_measure,),
     "torch": (by_our_own_measure, by_autograd),
 }[BACKEND]
-# Compiling and tracing 64 blocks takes long.
-DEEP = pytest.param((8, 64), marks=[pytest.mark.slow] * (BACKEND != "torch"))
+# Compiling and tracing 64 blocks takes long: by one measure only.
+DEEP = [pytest.mark.slow] * (BACKEND != "torch")
+CASES = [
+    *((measure, (2, 8)) for measure in MEASURES),
+    pytest.param(MEASURES[0], (8, 64), marks=DEEP),
+]
 
 
 @functools.cache
@@ -92,8 +96,7 @@ def kept(measure, depth, reversible):
     return measure(build(depth, reversible))
 
 
-@pytest.mark.parametrize("depths", [(2, 8), DEEP], ids=str)
-@pytest.mark.parametrize("measure", MEASURES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("measure, depths", CASES)
 def test_pitfall_02_bytes_kept_do_not_grow_with_depth(measure, depths):
     few, many = (kept(measure, depth, True) for depth in depths)
     plain_few, plain_many = (kept(measure, depth, False) for depth in depths)
