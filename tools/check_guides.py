@@ -44,6 +44,12 @@ ARGUMENTS = {
     "your_own_reversible_block": "--epochs 1 --depth 1 --width 8",
 }
 
+ENVIRONMENT = {
+    # Threads that wait for each other spin, on a machine that is busy.
+    "OMP_NUM_THREADS": "1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in less time
+}
+
 
 def run(guide, backend):
     """Return whether a guide ran, its seconds, and what it printed."""
@@ -53,7 +59,7 @@ def run(guide, backend):
         result = subprocess.run(
             [sys.executable, path, *ARGUMENTS[guide].split()],
             cwd=folder,
-            env={**os.environ, "KERAS_BACKEND": backend},
+            env={**os.environ, **ENVIRONMENT, "KERAS_BACKEND": backend},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
