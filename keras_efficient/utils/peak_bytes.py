@@ -15,8 +15,10 @@ def peak_bytes(function):
     keep: freed memory is given back first. The operating system counts to about
     half a MB.
 
-    Two things make such a figure wrong. What is called for the first time is
-    traced and compiled, which takes memory too: call it once before. And
+    Three things make such a figure wrong. A small step may fit into what the
+    allocator holds back all the same: start the process with the environment
+    variable `MALLOC_MMAP_THRESHOLD_=131072`. What is called for the first time
+    is traced and compiled, which takes memory too: call it once before. And
     TensorFlow's oneDNN keeps what it has freed, out of reach, unless the
     environment variable `TF_ENABLE_ONEDNN_OPTS` is `0` before it is loaded.
 
