@@ -1,12 +1,18 @@
-"""`python -m keras_efficient`, and the command `keras-efficient`."""
+"""`python -m keras_efficient`, and the command `keras-efficient`.
+
+`KERAS_BACKEND` says which backend is loaded, as for any program with Keras.
+"""
 
 import argparse
-import os
 import sys
 
+from keras_efficient.cli.bench import bench
+from keras_efficient.cli.doctor import doctor
+from keras_efficient.cli.report import report
 from keras_efficient.version import __version__
 
-COMMANDS = {
+COMMANDS = {"doctor": doctor, "report": report, "bench": bench}
+HELP = {
     "doctor": "show versions, devices, and the kernels that would serve them",
     "report": "show where the memory of a saved model goes in training",
     "bench": "measure what a reversible run saves and costs on this machine",
@@ -22,18 +28,8 @@ def main(arguments=None):
         2 on arguments that it does not know.)
     """
     options = _parser().parse_args(arguments)
-    if options.backend:
-        os.environ["KERAS_BACKEND"] = options.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        # Keras, and with it the backend, is not loaded before.
-        if options.command == "doctor":
-            from keras_efficient.cli.doctor import doctor as command
-        elif options.command == "report":
-            from keras_efficient.cli.report import report as command
-        else:
-            from keras_efficient.cli.bench import bench as command
-        return command(options)
+        return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -45,24 +41,19 @@ def _parser():
     parser = argparse.ArgumentParser("keras-efficient", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in COMMANDS.items():
+    for name, help in HELP.items():
         command = commands.add_parser(name, help=help, description=help)
         command.add_argument("--json", action="store_true", help="for programs")
-        command.add_argument(
-            "--backend",
-            choices=("jax", "tensorflow", "torch"),
-            help="instead of the one in KERAS_BACKEND or Keras' own settings",
-        )
-    report = commands.choices["report"]
-    report.add_argument("model", metavar="MODEL.keras")
-    report.add_argument("--batch-size", type=_positive, default=32)
-    report.add_argument("--budget", type=_gib, help="such as 8GiB or 500MiB")
-    report.add_argument("--plot", metavar="FILE.png", help="draw bars")
-    bench = commands.choices["bench"]
-    bench.add_argument("--depth", type=_positive, default=16, help="blocks")
-    bench.add_argument("--width", type=_positive, default=256)
-    bench.add_argument("--batch-size", type=_positive, default=1024)
-    bench.add_argument("--steps", type=_positive, default=10)
+    of_report = commands.choices["report"]
+    of_report.add_argument("model", metavar="MODEL.keras")
+    of_report.add_argument("--batch-size", type=_positive, default=32)
+    of_report.add_argument("--budget", type=_gib, help="8GiB or 500MiB, say")
+    of_report.add_argument("--plot", metavar="FILE.png", help="draw bars")
+    of_bench = commands.choices["bench"]
+    of_bench.add_argument("--depth", type=_positive, default=16, help="blocks")
+    of_bench.add_argument("--width", type=_positive, default=256)
+    of_bench.add_argument("--batch-size", type=_positive, default=1024)
+    of_bench.add_argument("--steps", type=_positive, default=10)
     return parser
 
 
