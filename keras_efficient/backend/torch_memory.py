@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import gc
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,6 +54,8 @@ def saved_bytes_by_label(fn, params, inputs):
 
 def peak_bytes(fn, params, inputs):
     """Count the most bytes alive in the gradient of `sum(fn)`, with it."""
+    # From here on the collector does its work at the same places each time.
+    gc.collect()
     params = _leaves(params)
     with torch.random.fork_rng(), count_alive((params, inputs)) as storages:
         outputs = [y for y in nested.flatten(fn(params, inputs))]

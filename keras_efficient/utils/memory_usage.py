@@ -121,23 +121,21 @@ class MemoryReport:
         return table
 
     def _table_of_usage(self):
-        columns = (*PARTS, "working_memory", "peak")
-        title = "MB of a training step"
-        table = _table(title, "with", (*columns, "largest_batch"))
-        if not self.budget:
-            table.columns.pop()
-        for name, usage in self.usage.items():
-            sizes = [getattr(usage, column) for column in columns]
-            largest = [] if not self.budget else [f"{usage.largest_batch:,}"]
-            table.add_row(name, *map(_megabytes, sizes), *largest)
+        table = _table("MB of a training step", "", self.usage)
+        for part in (*PARTS, "working_memory", "peak"):
+            sizes = [getattr(usage, part) for usage in self.usage.values()]
+            table.add_row(part.replace("_", " "), *map(_megabytes, sizes))
         if self.budget:
-            table.caption = f"largest batch in {self.budget:g} GiB"
+            table.add_section()
+            largest = [usage.largest_batch for usage in self.usage.values()]
+            label = f"largest batch in {self.budget:g} GiB"
+            table.add_row(label, *(f"{size:,}" for size in largest))
         return table
 
 
 def _table(title, first, columns):
     table = Table(title=title)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     return table
