@@ -11,11 +11,10 @@ from keras_efficient.cli.doctor import doctor
 from keras_efficient.cli.report import report
 from keras_efficient.version import __version__
 
-COMMANDS = {"doctor": doctor, "report": report, "bench": bench}
-HELP = {
-    "doctor": "show versions, devices, and the kernels that would serve them",
-    "report": "show where the memory of a saved model goes in training",
-    "bench": "measure what a reversible run saves and costs on this machine",
+COMMANDS = {
+    doctor: "show versions, devices, and the kernels that would serve them",
+    report: "show where the memory of a saved model goes in training",
+    bench: "measure what a reversible run saves and costs on this machine",
 }
 
 
@@ -29,7 +28,7 @@ def main(arguments=None):
     """
     options = _parser().parse_args(arguments)
     try:
-        return COMMANDS[options.command](options)
+        return options.function(options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -41,8 +40,11 @@ def _parser():
     parser = argparse.ArgumentParser("keras-efficient", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in HELP.items():
-        command = commands.add_parser(name, help=help, description=help)
+    for function, help in COMMANDS.items():
+        command = commands.add_parser(
+            function.__name__, help=help, description=help
+        )
+        command.set_defaults(function=function)
         command.add_argument("--json", action="store_true", help="for programs")
     of_report = commands.choices["report"]
     of_report.add_argument("model", metavar="MODEL.keras")

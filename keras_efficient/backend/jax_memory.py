@@ -77,5 +77,5 @@ def _compile(jitted, params, inputs):
 
 
 def update_bytes(prepare):
-    """An update is a part of the one program that a step is."""
+    """Return `None`: `peak_bytes` is of a program with an update in it."""
     return None

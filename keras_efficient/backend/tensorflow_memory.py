@@ -113,5 +113,5 @@ def _size(tensor):
 
 
 def update_bytes(prepare):
-    """An update is a part of the one program that a step is."""
+    """Return 0: in the program of a step, entries are updated in place."""
     return 0

@@ -58,7 +58,7 @@ def peak_bytes(fn, params, inputs):
     gc.collect()
     params = _leaves(params)
     with torch.random.fork_rng(), count_alive((params, inputs)) as storages:
-        outputs = [y for y in nested.flatten(fn(params, inputs))]
+        outputs = nested.flatten(fn(params, inputs))
         outputs = [y for y in outputs if y.requires_grad]
         ones = [torch.ones_like(y) for y in outputs]
         leaves = nested.flatten(params)

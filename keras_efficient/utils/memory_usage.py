@@ -3,6 +3,8 @@ from typing import NamedTuple
 from rich.console import Group
 from rich.table import Table
 
+from keras_efficient.utils.matplotlib_module import matplotlib_module
+
 GIB = 2**30
 PARTS = ("parameters", "gradients", "optimizer_state", "batch", "activations")
 
@@ -85,9 +87,8 @@ class MemoryReport:
         Returns:
             The `matplotlib` figure.
         """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 4), layout="constrained")
+        module = matplotlib_module("figure", "MemoryReport.plot")
+        figure = module.Figure(figsize=(8, 4), layout="constrained")
         axes = figure.add_subplot()
         names = list(self.usage)
         left = [0.0 for _ in names]

@@ -1,5 +1,7 @@
 import math
 
+from keras_efficient.utils.matplotlib_module import matplotlib_module
+
 
 def plot_learning_rate(history, axes=None):
     """Plot loss, learning rate and angular velocity, with the drops.
@@ -39,7 +41,8 @@ def plot_learning_rate(history, axes=None):
             f"Received: history={history}"
         )
     if axes is None:
-        _, axes = _pyplot().subplots(
+        pyplot = matplotlib_module("pyplot", "plot_learning_rate")
+        _, axes = pyplot.subplots(
             3, 1, figsize=(7, 8), sharex=True, layout="constrained"
         )
     rates = [key for key in logs if key.startswith("learning_rate")]
@@ -63,17 +66,6 @@ def plot_learning_rate(history, axes=None):
             ax.axvline(epoch, color="gray", linestyle=":", linewidth=1)
         ax.set(ylabel=label, xlabel="epoch (dotted: learning rate drops)")
     return axes[0].figure
-
-
-def _pyplot():
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            "`plot_learning_rate` needs Matplotlib. Install it with "
-            "`pip install 'keras-efficient[guides]'`."
-        ) from error
-    return pyplot
 
 
 def _drops(logs, rates):

@@ -10,6 +10,8 @@ import pytest
 from keras_efficient.callbacks import AutoDrop
 from keras_efficient.callbacks import angular_velocity
 from keras_efficient.callbacks.drop_rules import SaturationRule
+from tests.callbacks.killed import KillAt
+from tests.callbacks.killed import Killed
 
 NAN = math.nan
 
@@ -271,23 +273,6 @@ def noisy_model():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.2, momentum=0.5), "mse")
     return model
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(keras.callbacks.Callback):
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.is_last = epoch == self.epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.is_last and batch == 3:
-            raise Killed
 
 
 MODES = {

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from keras_efficient.callbacks import BanditLearningRate
+from tests.callbacks.killed import KillAt
+from tests.callbacks.killed import Killed
 
 RATES = [0.001, 0.1]
 
@@ -205,20 +207,6 @@ def test_schedule_is_refused():
     model = make_model(keras.optimizers.SGD(schedule))
     with pytest.raises(ValueError, match="`BanditLearningRate` sets the"):
         fit(model, BanditLearningRate(RATES))
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(keras.callbacks.Callback):
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epoch:
-            raise Killed
 
 
 def test_killed_run_goes_on(tmp_path):

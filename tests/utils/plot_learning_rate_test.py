@@ -100,6 +100,6 @@ def test_nothing_to_draw():
 
 
 def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"keras-efficient\[guides\]"):
         plot_learning_rate(LOGS)
