@@ -8,6 +8,7 @@ import argparse
 import sys
 
 from benchmarks import convergence
+from benchmarks import end_to_end
 from benchmarks import optimizers
 from benchmarks import reversible
 from benchmarks import schedules
@@ -15,6 +16,7 @@ from benchmarks import volumes
 
 BENCHMARKS = {
     "convergence": convergence,
+    "end_to_end": end_to_end,
     "optimizers": optimizers,
     "reversible": reversible,
     "schedules": schedules,

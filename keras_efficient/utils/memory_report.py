@@ -1,6 +1,8 @@
 import contextlib
+import sys
 
 import keras
+import numpy as np
 from keras import ops
 from rich.console import Console
 
@@ -39,8 +41,10 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
 
     Beside the model as it is stand the levers: 8-bit Adam, MicroAdam, SinkGD;
     reversible layers, for layers of this library that were built with
-    `reversible=False` (measured); `Recompute` around each layer (estimated:
-    all inputs, and what the largest layer keeps).
+    `reversible=False` (measured); `to_reversible` for a GPT-2 or BERT of
+    KerasHub (measured on the backbone; it computes a nearby function, see
+    there); `Recompute` around each layer (estimated: all inputs, and what the
+    largest layer keeps).
 
     The peak of the process is larger where its allocator holds back what was
     freed. On Linux, the environment variable `MALLOC_MMAP_THRESHOLD_=131072`
@@ -105,6 +109,11 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
             saved = sum(activations_of(model, rows, inputs)[0].values())
             shorter = measure_line(model, inputs)
             ways["reversible"] = fixed["as it is"], saved, shorter
+    difference = _made_reversible(model, inputs)
+    if difference is not None:
+        saved, fixed_part, an_example = difference
+        shorter = Line(line.fixed + fixed_part, line.an_example + an_example)
+        ways["to_reversible"] = fixed["as it is"], kept + int(saved), shorter
     saved = sum(sizes.values()) + max(activations.values(), default=0)
     if saved < kept:
         less = (kept - saved) / batch_size(inputs)
@@ -152,6 +161,32 @@ def _switched_to_reversible(model):
     finally:
         for layer in plain:
             layer.reversible = False
+
+
+def _made_reversible(model, inputs):
+    """Return what `to_reversible` adds to activations, and to the `Line`.
+
+    That of the backbone alone; `None` without one of KerasHub that it takes.
+    """
+    if "keras_hub" not in sys.modules:
+        return None
+    from keras_efficient.models import hub
+
+    backbone = getattr(model, "backbone", model)
+    try:
+        converted = hub.to_reversible(backbone)
+    except TypeError:
+        return None
+    before, after = (
+        np.array(
+            [
+                sum(activations_of(x, rows_of(x), inputs)[0].values()),
+                *measure_line(x, inputs),
+            ]
+        )
+        for x in (backbone, converted)
+    )
+    return after - before
 
 
 def _layers(model, rows, activations, states):

@@ -145,23 +145,43 @@ def test_says_what_it_needs():
     memory_report(open_ended, batch(4, 6, 8), verbose=0)
 
 
-def test_a_backbone_of_keras_hub():
-    hub = pytest.importorskip("keras_hub")
-    backbone = hub.models.GPT2Backbone(
+def gpt2_and_inputs(depth):
+    keras_hub = pytest.importorskip("keras_hub")
+    backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=32,
-        num_layers=2,
+        num_layers=depth,
         num_heads=2,
         hidden_dim=16,
         intermediate_dim=32,
         max_sequence_length=8,
     )
-    tokens = np.ones((4, 8), "int32")
-    inputs = {"token_ids": tokens, "padding_mask": tokens}
-    report = memory_report(backbone, inputs, verbose=0)
+    tokens = np.ones((64, 8), "int32")
+    return backbone, {"token_ids": tokens, "padding_mask": tokens}
+
+
+def test_a_backbone_of_keras_hub():
+    report = memory_report(*gpt2_and_inputs(2), verbose=0)
     usage = report.usage["as it is"]
     assert usage.optimizer_state == 0
     names = [layer.name for layer in report.layers if layer.activations]
     assert {"transformer_layer_0", "transformer_layer_1"} <= set(names)
+
+
+def test_the_lever_of_a_task_of_keras_hub_is_what_its_conversion_takes():
+    backbone, inputs = gpt2_and_inputs(4)
+    import keras_hub
+
+    from keras_efficient.models import hub
+
+    task = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    plain = memory_report(task, inputs, verbose=0).usage
+    converted = hub.ReversibleCausalLM(hub.to_reversible(backbone))
+    ours = memory_report(converted, inputs, verbose=0).usage
+    assert "to_reversible" not in ours
+    lever, usage = plain["to_reversible"], ours["as it is"]
+    assert lever.activations < 0.6 * plain["as it is"].activations
+    assert abs(lever.activations / usage.activations - 1) < 0.02
+    assert abs(lever.peak / usage.peak - 1) < 0.1
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def build_measurements(width=32):
     )
 
 
-def text():
+def text(context=CONTEXT):
     topics = pydoc_data.topics.topics
     characters = "".join(topics[key] for key in sorted(topics))
     codes = np.frombuffer(
@@ -79,10 +79,10 @@ def text():
     )
     # The alphabet, in order of appearance in the code table.
     codes = np.unique(codes, return_inverse=True)[1].astype("int32")
-    windows = np.lib.stride_tricks.sliding_window_view(codes, CONTEXT + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(codes, context + 1)
     # The last tenth is held out; every 32nd window of it is enough.
     border = len(codes) * 9 // 10
-    train, test = windows[: border - CONTEXT], windows[border::32]
+    train, test = windows[: border - context], windows[border::32]
     return (train[:, :-1], train[:, 1:]), (test[:, :-1], test[:, 1:])
 
 

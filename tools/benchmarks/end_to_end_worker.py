@@ -1,0 +1,93 @@
+"""The process of `end_to_end.py` that trains one contender."""
+
+import math
+import time
+
+import keras
+
+import keras_efficient
+from benchmarks.end_to_end_networks import NETWORKS
+from keras_efficient.utils import peak_bytes
+from keras_efficient.utils.sizes import bytes_of
+
+LEARNING_RATE = 1e-3
+WARM_UP = 2  # steps that trace and compile
+
+
+def serve(connection, mode, network, contender, batch_size):
+    """Answer a size by the number of parameters, and `None` by a step.
+
+    A size is `(depth, width)`: a network is built, and has made its first
+    steps, `WARM_UP`. A step is `(seconds, bytes at the peak, loss)`. What goes
+    wrong is sent as a string, and ends the process.
+    """
+    if mode == "torch":  # what its convolutions work in
+        keras.config.set_image_data_format("channels_first")
+    if contender == "PyTorch":
+        from benchmarks.end_to_end_torch import TorchContender as make
+    else:
+        make = KerasContender
+    trained = None
+    while True:
+        try:
+            size = connection.recv()
+        except EOFError:
+            return
+        try:
+            if size:
+                del trained
+                keras.utils.clear_session()
+                keras.utils.set_random_seed(0)
+                trained = make(mode, network, contender, *size)
+                batches = NETWORKS[network][1](batch_size)
+                for _ in range(WARM_UP):
+                    one_step(trained, next(batches))
+                connection.send(trained.count_params())
+            else:
+                connection.send(one_step(trained, next(batches)))
+        except Exception as error:
+            lines = str(error).strip().splitlines() or ["no message"]
+            connection.send(f"{type(error).__name__}: {lines[0]}")
+            return
+
+
+def one_step(contender, batch):
+    found = {}
+
+    def step():
+        start = time.perf_counter()
+        found["loss"] = contender.step(*batch)
+        found["seconds"] = time.perf_counter() - start
+
+    contender.drop_gradients()
+    above = peak_bytes(step)
+    if above is None:
+        raise RuntimeError("the peak of a step cannot be measured here")
+    return found["seconds"], contender.held_bytes() + above, found["loss"]
+
+
+class KerasContender:
+    def __init__(self, mode, network, contender, depth, width):
+        build, _, loss = NETWORKS[network]
+        self.model = build(contender, depth, width)
+        if contender == "reversible, MicroAdam":
+            optimizer = keras_efficient.optimizers.MicroAdam(LEARNING_RATE)
+        else:
+            optimizer = keras.optimizers.Adam(LEARNING_RATE)
+        self.model.compile(
+            optimizer, loss, jit_compile=mode in ("jax", "tensorflow-xla")
+        )
+        self.step = self.model.train_on_batch
+
+    def count_params(self):
+        weights = self.model.trainable_variables
+        return sum(math.prod(weight.shape) for weight in weights)
+
+    def held_bytes(self):
+        """Return the bytes of parameters and optimizer state."""
+        variables = self.model.variables + self.model.optimizer.variables
+        return bytes_of(variables)
+
+    def drop_gradients(self):
+        if keras.config.backend() == "torch":
+            self.model.zero_grad()  # PyTorch keeps them until the next step
