@@ -56,7 +56,9 @@ def test_a_command_and_its_options_exist(command):
     options = [word for word in words if word.startswith("--")]
     # The script or module, and the name of what it is to do.
     script = words[:3] if words[0] == "-m" else words[:1]
-    names = [word for word in words[len(script) :] if word.isalpha()][:1]
+    names = [
+        word for word in words[len(script) :] if re.fullmatch("[a-z_]+", word)
+    ][:1]
     if script == ["tools/test.py"]:
         names = []
     script = [str(ROOT / x) if x.endswith(".py") else x for x in script]

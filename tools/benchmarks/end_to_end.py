@@ -39,6 +39,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.end_to_end_figure import draw
 from benchmarks.reversible import MODES
 
 NETWORKS = {  # smallest depth and width, and the steps that they grow in
@@ -77,6 +78,7 @@ def add_arguments(parser):
     help = "rounds of training steps"
     parser.add_argument("--steps", type=int, default=10, help=help)
     parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--figure", help="PNG file to draw (needs Matplotlib)")
 
 
 def main(options):
@@ -101,6 +103,8 @@ def main(options):
                 if options.output:
                     text = json.dumps(found, indent=1) + "\n"
                     Path(options.output).write_text(text)
+    if options.figure:
+        draw(found, options.figure)
     ours = [row for row in found if row["contender"] in CONTENDERS[2:5]]
     return int(any("fails" in row for row in ours))
 
@@ -122,17 +126,19 @@ def compare(console, mode, network, goal, options):
             arguments = mode, network, contender, options.batch_size
             ask = stack.enter_context(worker(arguments))
 
-            def peak_at(value, ask=ask):
-                at = {**size, grown: value}
-                ask((at["depth"], at["width"]))
+            def peak_at(value, ask=ask, row=row):
+                row[grown] = value
+                row["parameters"] = ask((row["depth"], row["width"]))
                 return ask()[1]
 
             try:
                 value = largest(peak_at, start, step, options.budget, limit)
-                row |= {grown: value, "at limit": value == limit, "ask": ask}
+                if value != row[grown]:
+                    peak_at(value)
             except RuntimeError as error:
                 row["fails"] = str(error)
                 continue
+            row |= {"at limit": value == limit, "ask": ask}
             if limit is None:
                 # Parameters grow with the square of the width.
                 factor = options.limit ** (1 if grown == "depth" else 0.5)
@@ -215,13 +221,10 @@ def _serve(*arguments):
 
 
 def take_turns(rows, steps):
-    """Add parameters, bytes, times and losses to the rows."""
-    for row in rows:
-        row["parameters"] = row["ask"]((row["depth"], row["width"]))
-        row["steps"] = []
+    """Add bytes, times and losses to the rows."""
     for _ in range(steps):
         for row in rows:
-            row["steps"].append(row["ask"]())
+            row.setdefault("steps", []).append(row["ask"]())
     for row in rows:
         del row["ask"]
         seconds, peaks, losses = zip(*row["steps"])
