@@ -24,9 +24,10 @@ def largest(monkeypatch):
     [
         lambda value: 7 * value + 20,
         lambda value: value**2 + 3 * value,
+        lambda value: value**4 / 3000,
         lambda value: 40 + (value >= 48) * 1000,
     ],
-    ids=["line", "parabola", "jump"],
+    ids=["line", "parabola", "steep", "jump"],
 )
 @pytest.mark.parametrize("step", [1, 8])
 @pytest.mark.parametrize("budget", [100, 2020, 10_000])
