@@ -107,9 +107,9 @@ def run_of_blocks(contender, pairs, x):
             keras_efficient.layers.AdditiveCoupling(f, g, axis=_channels())
             for f, g in pairs
         ]
-        run = keras_efficient.layers.ReversibleSequence(
-            blocks, scan=keras.config.backend() == "jax"
-        )
+        # As a loop, convolutions take XLA many times as long on a CPU.
+        scan = keras.config.backend() == "jax" and len(x.shape) == 3
+        run = keras_efficient.layers.ReversibleSequence(blocks, scan=scan)
         return layers.Average()(run([x, x]))
     blocks = [PlainBlock(f, g) for f, g in pairs]
     if contender == "Recompute":
