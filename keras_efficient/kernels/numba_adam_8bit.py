@@ -17,10 +17,10 @@ from keras_efficient.kernels.numba_group import subtract
 from keras_efficient.kernels.numba_group import to_float32
 
 # Groups that are worked on together: all that belongs to them stays in the
-# cache of level 1, and loops over their entries are long enough for vectors.
+# cache of level 1, and loops over them are long enough for vectors.
 TILE = 16
-# Fewer tiles are done sooner than other threads have woken up.
-TILES_A_THREAD = 64
+# Fewer entries are done sooner than other threads have woken up.
+ENTRIES_A_PART = 2**15
 
 _F = np.float32
 _ZERO, _ONE, _HALF = _F(0), _F(1), _F(0.5)
@@ -88,41 +88,57 @@ def adam_8bit(
         seed: int32 for the noise.
         fused: Whether moments are computed with fused multiply-adds.
     """
-    rows, columns = parameter.shape
-    if columns % GROUP_SIZE == 0:
-        rows, columns = 1, rows * columns
-    a_row = (momentum_scale.size // rows + TILE - 1) // TILE
-    tiles = rows * a_row
-    b_1, c_1, b_2, c_2, epsilon = options
-    rate = learning_rate[0] / momentum_bias[0]
-    root = _ONE / np.sqrt(velocity_bias[0])
-    numbers = b_1, c_1, b_2, c_2, rate, root, epsilon, fused[0]
+    tiles, a_row, columns = divide(*parameter.shape, momentum_scale.size)
+    numbers = gather(
+        *(learning_rate[0], momentum_bias[0], velocity_bias[0]),
+        *(options, fused[0]),
+    )
     noise = mix(np.uint32(step[0]) + mix(np.uint32(seed[0])))
     parameter, gradient = parameter.reshape(-1), gradient.reshape(-1)
     m_codes, v_codes = momentum_codes.reshape(-1), velocity_codes.reshape(-1)
     m_scale, v_scale = momentum_scale.reshape(-1), velocity_scale.reshape(-1)
     arrays = parameter, m_codes, m_scale, v_codes, v_scale, gradient
-    parts = tiles // TILES_A_THREAD
+    parts = parameter.size // ENTRIES_A_PART
     if parts <= 1:
-        _run(0, tiles, a_row, columns, arrays, numbers, noise)
+        run(0, tiles, a_row, columns, arrays, numbers, noise)
         return
     for part in numba.prange(parts):
         first, last = part * tiles // parts, (part + 1) * tiles // parts
-        _run(first, last, a_row, columns, arrays, numbers, noise)
-
-
-# The parts of the work space: moments, then a factor for each of their entries.
-# LLVM makes vectors of loops whose arrays do not overlap; of many arrays it
-# does not find that out, of parts of one array it knows.
-_SIZE = TILE * GROUP_SIZE
-_M, _V, _M_FACTOR, _V_FACTOR = 0, _SIZE, 2 * _SIZE, 3 * _SIZE
+        run(first, last, a_row, columns, arrays, numbers, noise)
 
 
 @_jit
-def _run(first, last, a_row, columns, arrays, numbers, noise):
+def divide(rows, columns, groups):
+    """Return how many tiles there are, and in a row; and how long rows are."""
+    if columns % GROUP_SIZE == 0:
+        rows, columns = 1, rows * columns
+    a_row = (groups // rows + TILE - 1) // TILE
+    return rows * a_row, a_row, columns
+
+
+@_jit
+def gather(learning_rate, momentum_bias, velocity_bias, options, fused):
+    """Return the numbers that `run` needs."""
+    b_1, c_1, b_2, c_2, epsilon = options
+    rate = learning_rate / momentum_bias
+    root = _ONE / np.sqrt(velocity_bias)
+    return b_1, c_1, b_2, c_2, rate, root, epsilon, fused
+
+
+# The parts of the work space: moments, then a factor for each of their entries;
+# for each group, what its scale is made of. LLVM makes vectors of loops whose
+# arrays do not overlap; of many arrays it does not find that out, of parts of
+# one array it knows.
+_SIZE = TILE * GROUP_SIZE
+_M, _V, _M_FACTOR, _V_FACTOR = 0, _SIZE, 2 * _SIZE, 3 * _SIZE
+_M_GROUP, _V_GROUP = 4 * _SIZE, 4 * _SIZE + TILE
+
+
+@_jit
+def run(first, last, a_row, columns, arrays, numbers, noise):
     """Go through tiles; `a_row` is how many there are in a row."""
     parameter, m_codes, m_scale, v_codes, v_scale, gradient = arrays
-    work = np.empty(4 * _SIZE, _F)
+    work = np.empty(4 * _SIZE + 2 * TILE, _F)
     groups_a_row = (columns + GROUP_SIZE - 1) // GROUP_SIZE
     for tile in range(first, last):
         row = tile // a_row
@@ -131,12 +147,10 @@ def _run(first, last, a_row, columns, arrays, numbers, noise):
         size = min(_SIZE, columns - column)
         group = row * groups_a_row + column // GROUP_SIZE
         count = max(1, (size + GROUP_SIZE - 1) // GROUP_SIZE)
-        for j in range(count):
-            root = decode_float16(m_scale[group + j])
-            fill_group(work, _M_FACTOR // GROUP_SIZE + j, root * root)
-            root = decode_float16(v_scale[group + j])
-            factor = root * root * _F(1 / 255)
-            fill_group(work, _V_FACTOR // GROUP_SIZE + j, factor)
+        m_scales = m_scale[group : group + count]
+        v_scales = v_scale[group : group + count]
+        _decode_scales(m_scales, v_scales, work)
+        _fill_groups(work, count)
         end = start + size
         _update(
             parameter[start:end],
@@ -150,16 +164,42 @@ def _run(first, last, a_row, columns, arrays, numbers, noise):
         for i in range(size, count * GROUP_SIZE):
             work[_M + i] = work[_V + i] = _ZERO
         for j in range(count):
-            x = _root_of_scale(work, _M // GROUP_SIZE + j)
-            scale = round_to_float16(x, _TO_NEAREST)
-            m_scale[group + j] = scale
-            fill_group(work, _M_FACTOR // GROUP_SIZE + j, _inverse(scale))
-            x = _root_of_scale(work, _V // GROUP_SIZE + j)
-            bits = mix(np.uint32(np.uint32(group + j) + noise))
-            scale = round_to_float16(x, np.int32(bits >> np.uint32(8)))
-            v_scale[group + j] = scale
-            fill_group(work, _V_FACTOR // GROUP_SIZE + j, _inverse(scale))
+            work[_M_GROUP + j] = largest_of_group(work, _M // GROUP_SIZE + j)
+            work[_V_GROUP + j] = largest_of_group(work, _V // GROUP_SIZE + j)
+        _encode_scales(m_scales, v_scales, work, np.uint32(group + noise))
+        _fill_groups(work, count)
         _encode(m_codes[start:end], v_codes[start:end], work)
+
+
+@_jit
+def _fill_groups(work, count):
+    """Give all entries of a group its factor."""
+    for j in range(count):
+        fill_group(work, _M_FACTOR // GROUP_SIZE + j, work[_M_GROUP + j])
+        fill_group(work, _V_FACTOR // GROUP_SIZE + j, work[_V_GROUP + j])
+
+
+@_jit
+def _decode_scales(m_scale, v_scale, work):
+    for j in range(m_scale.size):
+        root = decode_float16(m_scale[j])
+        work[_M_GROUP + j] = root * root
+        root = decode_float16(v_scale[j])
+        work[_V_GROUP + j] = root * root * _F(1 / 255)
+
+
+@_jit
+def _encode_scales(m_scale, v_scale, work, noise):
+    for j in range(m_scale.size):
+        x = _root_of_scale(work[_M_GROUP + j])
+        scale = round_to_float16(x, _TO_NEAREST)
+        m_scale[j] = scale
+        work[_M_GROUP + j] = _inverse(scale)
+        x = _root_of_scale(work[_V_GROUP + j])
+        bits = mix(np.uint32(noise + np.uint32(j)))
+        scale = round_to_float16(x, np.int32(bits >> np.uint32(8)))
+        v_scale[j] = scale
+        work[_V_GROUP + j] = _inverse(scale)
 
 
 @_jit
@@ -187,8 +227,8 @@ def _update(parameter, gradient, m_codes, v_codes, work, numbers):
 
 
 @_jit
-def _root_of_scale(work, group):
-    root = np.sqrt(largest_of_group(work, group))
+def _root_of_scale(largest):
+    root = np.sqrt(largest)
     return root if root < _LARGEST_FLOAT16 else _LARGEST_FLOAT16
 
 

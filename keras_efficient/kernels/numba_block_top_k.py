@@ -10,10 +10,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np import arrayobj
 
-from keras_efficient.kernels.numba_group import to_bits
 from keras_efficient.kernels.numba_vectors import LENGTH
+from keras_efficient.kernels.numba_vectors import Run
 
 _INT = ir.IntType(32)
 _INTS = ir.VectorType(_INT, LENGTH)
@@ -36,26 +35,27 @@ def find_largest(work, start, size, k, places, magnitudes):
         magnitudes: int32 array of `size + 31` entries to work on.
     """
     groups = (size + LENGTH - 1) // LENGTH
-    for i in range(size):
-        magnitudes[i] = to_bits(work[start + i]) & np.int32(0x7FFFFFFF)
-    magnitudes[size : groups * LENGTH] = -1
+    for group in range(groups):
+        at = group * LENGTH
+        largest = _magnitudes(work, start + at, magnitudes, at)
+        places[k + group] = _key(largest, group)
+    if size < groups * LENGTH:
+        for i in range(size, groups * LENGTH):
+            magnitudes[i] = -1
+        at = (groups - 1) * LENGTH
+        places[k + groups - 1] = _key(_largest(magnitudes, at), groups - 1)
     # As many steps as sorting takes
     if k * (groups + 64) > 16 * size:
         _sort(size, k, places, magnitudes)
         return
-    keys = places[k : k + groups]
-    for group in range(groups):
-        keys[group] = _key(_largest(magnitudes, group * LENGTH), group)
     for i in range(k):
-        key = keys[0]
+        key = places[k]
         for group in range(1, groups):
-            key = max(key, keys[group])
+            key = max(key, places[k + group])
         group = _LAST - (key & _LAST)
         at = group * LENGTH
-        place = at + _first(magnitudes, at, np.int32(key >> 16))
-        places[i] = place
-        magnitudes[place] = -1
-        keys[group] = _key(_largest(magnitudes, at), group)
+        places[i] = at + _take_first(magnitudes, at, np.int32(key >> 16))
+        places[k + group] = _key(_largest(magnitudes, at), group)
 
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)
@@ -74,40 +74,58 @@ def _key(magnitude, place):
 
 
 @intrinsic
+def _magnitudes(typingctx, work, start, array, at):
+    """Write 32 entries of `work` without signs, and return the largest."""
+
+    def codegen(context, builder, signature, args):
+        run = Run(context, builder, signature, args)
+        # Without the sign, bits are in the order of the numbers.
+        mask = ir.Constant(_INTS, [0x7FFFFFFF] * LENGTH)
+        entries = builder.and_(run.load(0, 1, _INTS), mask)
+        run.store(2, 3, entries)
+        return _reduce(builder, entries)
+
+    return types.int32(work, types.int64, array, types.int64), codegen
+
+
+@intrinsic
 def _largest(typingctx, array, at):
     """Return the largest of the 32 entries from `array[at]` on."""
 
     def codegen(context, builder, signature, args):
-        entries = _load(context, builder, signature, args)
-        largest = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(_INT, [_INTS]),
-            f"llvm.vector.reduce.smax.v{LENGTH}i32",
-        )
-        return builder.call(largest, [entries])
+        run = Run(context, builder, signature, args)
+        return _reduce(builder, run.load(0, 1, _INTS))
 
     return types.int32(array, types.int64), codegen
 
 
+def _reduce(builder, entries):
+    largest = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(_INT, [_INTS]),
+        f"llvm.vector.reduce.smax.v{LENGTH}i32",
+    )
+    return builder.call(largest, [entries])
+
+
 @intrinsic
-def _first(typingctx, array, at, value):
-    """Return which of the 32 entries from `array[at]` on is `value`."""
+def _take_first(typingctx, array, at, value):
+    """Return which of 32 entries is `value`, and make that -1.
+
+    All are written, not one: processors wait before they read many entries of
+    which one has just been written.
+    """
 
     def codegen(context, builder, signature, args):
-        entries = _load(context, builder, signature, args)
-        undefined = ir.Constant(_INTS, ir.Undefined)
-        wanted = builder.insert_element(undefined, args[2], _INT(0))
-        zeros = ir.Constant(_INTS, [0] * LENGTH)
-        wanted = builder.shuffle_vector(wanted, undefined, zeros)
-        found = builder.icmp_signed("==", entries, wanted)
-        first = builder.cttz(builder.bitcast(found, _INT), cgutils.true_bit)
-        return builder.zext(first, ir.IntType(64))
+        run = Run(context, builder, signature, args)
+        entries = run.load(0, 1, _INTS)
+        found = builder.icmp_signed("==", entries, run.splat(2, _INTS))
+        found = builder.bitcast(found, _INT)
+        first = builder.and_(found, builder.neg(found))
+        first = builder.bitcast(first, ir.VectorType(ir.IntType(1), LENGTH))
+        taken = ir.Constant(_INTS, [-1] * LENGTH)
+        run.store(0, 1, builder.select(first, taken, entries))
+        place = builder.cttz(found, cgutils.true_bit)
+        return builder.zext(place, ir.IntType(64))
 
     return types.int64(array, types.int64, types.int32), codegen
-
-
-def _load(context, builder, signature, args):
-    array = arrayobj.make_array(signature.args[0])(context, builder, args[0])
-    pointer = builder.gep(array.data, [args[1]])
-    pointer = builder.bitcast(pointer, _INTS.as_pointer())
-    return builder.load(pointer, align=4)

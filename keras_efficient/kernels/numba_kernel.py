@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import os
 import threading
+from pathlib import Path
 
 from keras_efficient.kernels.tensors import Spec
 
@@ -17,6 +18,25 @@ _DTYPES = (
 
 _lock = threading.RLock()
 _targets = {}  # all names given to XLA in this process
+
+
+def drop_stale_cache(folder):
+    """Delete what Numba compiled before a source in a folder was changed.
+
+    Numba compares the file of a kernel only, not those of the functions that
+    are compiled into it: after a change there it would run what does not fit
+    together, and write to foreign memory.
+    """
+    changed = max(path.stat().st_mtime for path in folder.glob("*.py"))
+    for path in folder.glob("__pycache__/*.nb[ci]"):
+        try:
+            if path.stat().st_mtime < changed:
+                path.unlink()
+        except OSError:  # another process was first, or nobody may write here
+            pass
+
+
+drop_stale_cache(Path(__file__).parent)
 
 
 class NumbaKernel:

@@ -31,7 +31,7 @@ def unpack(typingctx, codes, i, work, upper, lower, low, unit, fused):
     """
 
     def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+        run = Run(context, builder, signature, args)
         both = builder.zext(run.load(0, 1, _BYTES), _INTS)
         first = builder.lshr(both, _all(4))
         second = builder.and_(both, _all(15))
@@ -56,7 +56,7 @@ def pack(
     """
 
     def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+        run = Run(context, builder, signature, args)
         factor, low, scale = map(run.splat, (5, 6, 7))
         zero, last = (ir.Constant(_FLOATS, [x] * LENGTH) for x in (0.0, 15.0))
         steps = []
@@ -81,7 +81,7 @@ def noise(typingctx, work, at, start):
     """Write uniform noise, the hash of the uint32 `start` and those after."""
 
     def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+        run = Run(context, builder, signature, args)
         x = run.splat(2, _INTS)
         x = builder.add(x, ir.Constant(_INTS, list(range(LENGTH))))
         for bits, factor in ((16, 2246822507), (13, 3266489909), (16, 1)):
@@ -100,7 +100,7 @@ def add_to_window(typingctx, window, entry, x, w_1, w_2):
     """Add (w_1 x, w_2 x^2, w_2, 0) to the four numbers of an entry."""
 
     def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+        run = Run(context, builder, signature, args)
         _, _, x, w_1, w_2 = args
         numbers = _four(builder, (w_1, w_2, w_2, _ZERO))
         for factors in ((x, x, _ONE, _ONE), (_ONE, x, _ONE, _ONE)):
@@ -118,7 +118,7 @@ def take_from_window(typingctx, window, entry, taken, place):
     """Move the four numbers of an entry, and return the first one."""
 
     def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+        run = Run(context, builder, signature, args)
         at = run.pointer(0, builder.shl(args[1], _TWO), _FOUR)
         numbers = builder.load(at, align=4)
         builder.store(ir.Constant(_FOUR, [0.0] * 4), at, align=4)
@@ -139,7 +139,7 @@ def adam_of_window(
     """
 
     def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+        run = Run(context, builder, signature, args)
         numbers = run.pointer(0, builder.shl(args[1], _TWO), _FOURS)
         numbers = builder.load(numbers, align=4)
         z_1, z_2, held = (
@@ -187,7 +187,7 @@ def greatest(typingctx, work, first, second):
 
 def _reduce(work, comparison, name):
     def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+        run = Run(context, builder, signature, args)
         x, y = run.load(0, 1), run.load(0, 2)
         x = builder.select(builder.fcmp_ordered(comparison, x, y), x, y)
         return run.call(
@@ -200,7 +200,7 @@ def _reduce(work, comparison, name):
     return _float(work, _int, _int), codegen
 
 
-class _Run:
+class Run:
     """Builds instructions on runs of the arrays among `args`."""
 
     def __init__(self, context, builder, signature, args):

@@ -6,16 +6,6 @@ import sys
 from keras_efficient.kernels.tensors import framework_of
 
 
-def overwrites(values):
-    """Return whether kernels work on the memory of these very tensors."""
-    return framework_of(values) in ("torch", "numpy")
-
-
-def is_contiguous(value):
-    """Return whether a kernel can overwrite a tensor without a copy."""
-    return not hasattr(value, "is_contiguous") or value.is_contiguous()
-
-
 def multiplies_and_adds_at_once(values):
     """Return whether the portable form would round once in `x * y + z`.
 

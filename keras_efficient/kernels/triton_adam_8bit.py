@@ -1,5 +1,6 @@
 """The step of `keras_efficient.ops.adam_8bit_step` in one pass, on CUDA."""
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +10,10 @@ from keras_efficient.kernels.triton_math import finite_gradient
 from keras_efficient.kernels.triton_math import round_to_float16
 from keras_efficient.kernels.triton_math import subtract
 from keras_efficient.kernels.triton_math import uniform_noise
+from keras_efficient.kernels.triton_table import alignment_of
+from keras_efficient.kernels.triton_table import dtype_of
+from keras_efficient.kernels.triton_table import place
+from keras_efficient.kernels.triton_table import pointer
 
 GROUPS = 32  # of 32 entries, in a program
 WARPS = 4
@@ -17,44 +22,32 @@ _LARGEST_FLOAT16 = tl.constexpr(65504.0)
 _SMALLEST_SCALE = tl.constexpr(2.0**-48)
 
 
-def adam_8bit(
-    parameter,
-    momentum_codes,
-    momentum_scale,
-    velocity_codes,
-    velocity_scale,
-    gradient,
+def adam_8bit_many(
+    table,
+    likes,
     learning_rate,
     momentum_bias,
     velocity_bias,
     step,
     options,
-    seed,
-    fused=False,
 ):
-    """Update a parameter and its state, in place.
+    """Update parameters and their state, in place.
 
     Args:
-        parameter: Tensor of shape (rows, columns), as are the codes and the
-            gradient; float32 or bfloat16. All are contiguous, but for the
-            gradient, which is copied if it is not.
-        momentum_codes: int8.
-        momentum_scale: float16 of shape (rows, ceil(columns / 32)).
-        velocity_codes: uint8.
-        velocity_scale: As `momentum_scale`.
-        gradient: Of the parameter.
+        table: For each parameter, addresses: its own, those of momentum_codes,
+            momentum_scale, velocity_codes and velocity_scale, all as in
+            `Adam8bitState`, and that of its gradient; all are contiguous. Then
+            the number of its rows and of its columns, that of its groups, and
+            a seed for the noise.
+        likes: Empty tensors with the dtypes and the device of these six. The
+            parameter and the gradient are float32 or bfloat16.
         learning_rate: Float or scalar tensor, as are `momentum_bias`, which is
             1 - beta_1^step, `velocity_bias`, 1 - beta_2^step, and `step`.
         options: The five numbers beta_1, 1 - beta_1, beta_2, 1 - beta_2 and
             epsilon, on the host.
-        seed: Integer for the noise.
-        fused: What kernels for XLA need to know; PyTorch is never fused.
     """
-    groups = momentum_scale.numel()
-    if not parameter.numel():
-        return
     numbers = [
-        tm.scalar(x, dtype, parameter)
+        tm.scalar(x, dtype, likes[0])
         for x, dtype in (
             (learning_rate, torch.float32),
             (momentum_bias, torch.float32),
@@ -62,32 +55,37 @@ def adam_8bit(
             (step, torch.int32),
         )
     ]
-    columns = parameter.shape[1]
-    with tm.device_of(parameter):
-        adam_8bit_kernel[(triton.cdiv(groups, GROUPS),)](
-            *(parameter, momentum_codes, momentum_scale),
-            *(velocity_codes, velocity_scale, gradient.contiguous()),
-            *numbers,
-            *map(float, options),
-            int(seed),
-            columns,
-            momentum_scale.shape[1],
-            groups,
-            IS_ALIGNED=columns % 32 == 0,
-            GROUPS=GROUPS,
-            num_warps=WARPS,
-            **tm.EXACT,
-        )
+    table = np.array(table, "int64")
+    table = table[table[:, 6] * table[:, 7] > 0]
+    is_aligned = table[:, 7] % 32 == 0
+    for part, are_aligned in (
+        (table[is_aligned], True),
+        (table[~is_aligned], False),
+    ):
+        if not len(part):
+            continue
+        counts = -(-part[:, 8] // GROUPS)
+        rows = place(part, counts, likes[0])
+        with tm.device_of(likes[0]):
+            adam_8bit_kernel[(int(counts.sum()),)](
+                *rows,
+                *numbers,
+                *map(float, options),
+                IS_ALIGNED=are_aligned,
+                GROUPS=GROUPS,
+                COLUMNS=rows[0].shape[1],
+                PARAMETER=dtype_of(likes[0]),
+                GRADIENT=dtype_of(likes[-1]),
+                ALIGNMENT=alignment_of(part[:, :6]),
+                num_warps=WARPS,
+                **tm.EXACT,
+            )
 
 
-@triton.jit(do_not_specialize=["seed", "columns", "groups_a_row", "groups"])
+@triton.jit
 def adam_8bit_kernel(
-    parameter,
-    m_codes,
-    m_scale,
-    v_codes,
-    v_scale,
-    gradient,
+    table,
+    rows_of_programs,
     learning_rate,
     momentum_bias,
     velocity_bias,
@@ -97,20 +95,34 @@ def adam_8bit_kernel(
     b_2,
     c_2,
     epsilon,
-    seed,
-    columns,
-    groups_a_row,
-    groups,
     IS_ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PARAMETER: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
 ):
-    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    program = tl.program_id(0)
+    tensor = table + tl.load(rows_of_programs + program) * COLUMNS
+    parameter = pointer(tensor, 0, PARAMETER, ALIGNMENT)
+    m_codes = pointer(tensor, 1, tl.int8, ALIGNMENT)
+    m_scale = pointer(tensor, 2, tl.float16, ALIGNMENT)
+    v_codes = pointer(tensor, 3, tl.uint8, ALIGNMENT)
+    v_scale = pointer(tensor, 4, tl.float16, ALIGNMENT)
+    gradient = pointer(tensor, 5, GRADIENT, ALIGNMENT)
+    groups = tl.load(tensor + 8).to(tl.int32)
+    seed = tl.load(tensor + 9).to(tl.int32)
+    first = (program - tl.load(tensor + COLUMNS - 1)).to(tl.int32)
+
+    group = first * GROUPS + tl.arange(0, GROUPS)[:, None]
     lane = tl.arange(0, 32)[None, :]
     exists = group < groups
     if IS_ALIGNED:
         place = group.to(tl.int64) * 32 + lane
         mask = exists & (lane < 32)
     else:
+        columns = tl.load(tensor + 7).to(tl.int32)
+        groups_a_row = groups // tl.load(tensor + 6).to(tl.int32)
         row = group // groups_a_row
         column = (group - row * groups_a_row) * 32 + lane
         place = row.to(tl.int64) * columns + column
@@ -129,8 +141,7 @@ def adam_8bit_kernel(
     p = tl.load(parameter + place, mask, 0.0).to(tl.float32)
     rate = tl.load(learning_rate) / tl.load(momentum_bias)
     root = 1 / tl.sqrt_rn(tl.load(velocity_bias))
-    dtype: tl.constexpr = parameter.dtype.element_ty
-    p = subtract(p, rate * m / (v * root + epsilon), dtype)
+    p = subtract(p, rate * m / (v * root + epsilon), PARAMETER)
     tl.store(parameter + place, p, mask)
 
     m = tl.where(mask, m, 0.0)

@@ -6,6 +6,7 @@ then the few that are.
 
 import math
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +17,10 @@ from keras_efficient.kernels.triton_math import subtract
 from keras_efficient.kernels.triton_quantize_4bit import decode
 from keras_efficient.kernels.triton_quantize_4bit import decode_at
 from keras_efficient.kernels.triton_quantize_4bit import encode
+from keras_efficient.kernels.triton_table import alignment_of
+from keras_efficient.kernels.triton_table import dtype_of
+from keras_efficient.kernels.triton_table import place
+from keras_efficient.kernels.triton_table import pointer
 from keras_efficient.kernels.triton_window import sum_window
 from keras_efficient.kernels.triton_window import update_window
 from keras_efficient.kernels.triton_window import window_kernel
@@ -26,10 +31,8 @@ LARGEST_BLOCK = 1024
 LARGEST_WINDOW = 64
 
 
-def serves(indices, codes, block_size):
-    """Return whether the kernel is written for a state of these shapes."""
-    window, _, k = indices.shape
-    bucket_size = 2 * codes.shape[1]
+def serves(window, k, block_size, bucket_size):
+    """Return whether the kernel is written for such a layout."""
     return (
         window * k <= LARGEST_WINDOW
         and block_size <= LARGEST_BLOCK
@@ -38,47 +41,40 @@ def serves(indices, codes, block_size):
     )
 
 
-def micro_adam(
-    parameter,
-    indices,
-    values,
-    written,
-    codes,
-    low,
-    high,
-    velocity,
-    gradient,
+def micro_adam_many(
+    layout,
+    table,
+    likes,
     learning_rate,
     momentum_bias,
     velocity_bias,
     step,
     options,
-    block_size,
-    seed,
     is_stochastic,
     is_window,
-    fused=False,
 ):
-    """Update a parameter and its state, in place.
+    """Update parameters and their state, in place.
 
     Args:
-        parameter: Contiguous tensor, not empty, float32 or bfloat16.
-        indices, values, written, codes, low, high, velocity: As in
-            `MicroAdamState`, contiguous.
-        gradient: Tensor of as many entries as the parameter.
-        learning_rate, momentum_bias, velocity_bias, step: Floats or scalar
-            tensors; biases are 1 - beta_1^step and 1 - beta_2^step.
+        layout: How many rows a window has, how many entries a row of it, a
+            block and a bucket; see `serves`.
+        table: For each parameter, which is not empty, addresses: its own,
+            those of the state, in the order of `MicroAdamState`, and that of
+            its gradient; all are contiguous. Then the number of its entries,
+            and a seed for the noise.
+        likes: Empty tensors with the dtypes and the device of these nine. The
+            parameter and the gradient are float32 or bfloat16.
+        learning_rate: Float or scalar tensor, as are `momentum_bias`, which is
+            1 - beta_1^step, `velocity_bias`, 1 - beta_2^step, and `step`.
         options: The seven numbers beta_1, 1 - beta_1, beta_2, 1 - beta_2,
             epsilon, alpha and 1 - alpha, on the host.
-        block_size: Integer; see `serves`.
-        seed: Integer for the noise.
         is_stochastic: Whether rounding is stochastic.
         is_window: Whether the bias correction is that of the window.
-        fused: What kernels for XLA need to know; PyTorch is never fused.
     """
-    window, blocks, k = indices.shape
-    numbers = [
-        tm.scalar(x, dtype, parameter)
+    window, k, block_size, bucket_size = layout
+    like = likes[0]
+    rate, *biases, step = [
+        tm.scalar(x, dtype, like)
         for x, dtype in (
             (learning_rate, torch.float32),
             (momentum_bias, torch.float32),
@@ -87,36 +83,42 @@ def micro_adam(
         )
     ]
     b_1, c_1, b_2, c_2, epsilon, alpha, rest = map(float, options)
+    table = np.array(table, "int64")
+    alignment = alignment_of(table[:, :9])
+    blocks, buckets = (-(-table[:, 9:10] // x) for x in layout[2:])
     at_once = max(1, ENTRIES // block_size)
-    rows = triton.next_power_of_2(window)
-    weights = torch.empty(2 * rows + 1, device=parameter.device)
-    rate, biases, step = numbers[0], numbers[1:3], numbers[3]
-    with tm.device_of(parameter):
-        window_kernel[(1,)](
-            *(written, weights, *biases, step),
+    counts = -(-blocks[:, 0] // at_once)
+    table, rows = place(np.hstack([table, blocks, buckets]), counts, like)
+    size = triton.next_power_of_2(window)
+    weights = torch.empty(len(table), 2 * size + 1, device=like.device)
+    with tm.device_of(like):
+        window_kernel[(len(table),)](
+            *(table, weights, *biases, step),
             *(_log2(b_1), c_1, _log2(b_2), c_2),
             WINDOW=window,
-            ROWS=rows,
+            ROWS=size,
             IS_WINDOW=bool(is_window),
+            COLUMNS=table.shape[1],
             num_warps=1,
         )
-        micro_adam_kernel[(triton.cdiv(blocks, at_once),)](
-            *(parameter, indices, values, weights, codes, low, high, velocity),
-            *(gradient.contiguous(), rate, biases[1], step),
+        micro_adam_kernel[(len(rows),)](
+            *(table, rows, weights, rate, biases[1], step),
             *(b_2, c_2, epsilon, alpha, rest),
-            int(seed),
-            parameter.numel(),
-            blocks,
-            codes.shape[0],
             WINDOW=window,
             K=k,
             WINDOW_SIZE=triton.next_power_of_2(window * k),
-            ROWS=rows,
+            ROWS=size,
             BLOCK=block_size,
-            BUCKET=2 * codes.shape[1],
+            BUCKET=bucket_size,
             BLOCKS=at_once,
             IS_STOCHASTIC=bool(is_stochastic),
             IS_WINDOW=bool(is_window),
+            COLUMNS=table.shape[1],
+            PARAMETER=dtype_of(likes[0]),
+            INDICES=dtype_of(likes[1]),
+            VALUES=dtype_of(likes[2]),
+            GRADIENT=dtype_of(likes[-1]),
+            ALIGNMENT=alignment,
             num_warps=WARPS,
             **tm.EXACT,
         )
@@ -127,17 +129,11 @@ def _log2(beta):
     return math.log2(beta) if beta else -1e4
 
 
-@triton.jit(do_not_specialize=["seed", "size", "blocks", "buckets"])
+@triton.jit
 def micro_adam_kernel(
-    parameter,
-    indices,
-    values,
+    table,
+    rows_of_programs,
     weights,
-    codes,
-    low,
-    high,
-    velocity,
-    gradient,
     learning_rate,
     velocity_bias,
     step,
@@ -146,10 +142,6 @@ def micro_adam_kernel(
     epsilon,
     alpha,
     not_alpha,
-    seed,
-    size,
-    blocks,
-    buckets,
     WINDOW: tl.constexpr,
     K: tl.constexpr,
     WINDOW_SIZE: tl.constexpr,
@@ -159,9 +151,32 @@ def micro_adam_kernel(
     BLOCKS: tl.constexpr,
     IS_STOCHASTIC: tl.constexpr,
     IS_WINDOW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PARAMETER: tl.constexpr,
+    INDICES: tl.constexpr,
+    VALUES: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
 ):
+    program = tl.program_id(0)
+    number = tl.load(rows_of_programs + program)
+    tensor = table + number * COLUMNS
+    parameter = pointer(tensor, 0, PARAMETER, ALIGNMENT)
+    indices = pointer(tensor, 1, INDICES, ALIGNMENT)
+    values = pointer(tensor, 2, VALUES, ALIGNMENT)
+    codes = pointer(tensor, 4, tl.uint8, ALIGNMENT)
+    low = pointer(tensor, 5, tl.bfloat16, ALIGNMENT)
+    high = pointer(tensor, 6, tl.bfloat16, ALIGNMENT)
+    velocity = pointer(tensor, 7, tl.float32, ALIGNMENT)
+    gradient = pointer(tensor, 8, GRADIENT, ALIGNMENT)
+    size = tl.load(tensor + 9)
+    seed = tl.load(tensor + 10).to(tl.int32)
+    blocks = tl.load(tensor + 11).to(tl.int32)
+    buckets = tl.load(tensor + 12).to(tl.int32)
+    first = (program - tl.load(tensor + COLUMNS - 1)).to(tl.int32) * BLOCKS
+    weights += number * (2 * ROWS + 1)
+
     t = tl.load(step)
-    first = tl.program_id(0) * BLOCKS
     block = first + tl.arange(0, BLOCKS)[:, None]
     is_block = block < blocks
     place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -202,10 +217,9 @@ def micro_adam_kernel(
     z_1, z_2 = sum_window(index, value, w_1, w_2, v, IS_WINDOW)
     rate = tl.load(learning_rate)
     of_rest = alpha / (tl.sqrt_rn(v) + epsilon)
-    dtype: tl.constexpr = parameter.dtype.element_ty
-    moved = subtract(p, rate * (of_rest * rest), dtype)
+    moved = subtract(p, rate * (of_rest * rest), PARAMETER)
     tl.store(parameter + place, moved, mask)
     step = of_rest * rest_at + z_1 / (tl.sqrt_rn(z_2) + epsilon)
-    moved = subtract(p_at, rate * step, dtype)
+    moved = subtract(p_at, rate * step, PARAMETER)
     tl.debug_barrier()
     tl.store(parameter + at, moved, is_entry)

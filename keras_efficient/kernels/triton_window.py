@@ -8,13 +8,14 @@ import triton
 import triton.language as tl
 
 from keras_efficient.kernels.triton_math import round_to_bfloat16
+from keras_efficient.kernels.triton_table import pointer
 
 _LAST_STEP = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
 def window_kernel(
-    written,
+    table,
     weights,
     momentum_bias,
     velocity_bias,
@@ -26,8 +27,12 @@ def window_kernel(
     WINDOW: tl.constexpr,
     ROWS: tl.constexpr,
     IS_WINDOW: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Make room in the oldest row; tell which, and what each row counts."""
+    program = tl.program_id(0)
+    written = pointer(table + program * COLUMNS, 3, tl.int32, 4)
+    weights += program * (2 * ROWS + 1)
     t = tl.load(step)
     row = tl.arange(0, ROWS)
     steps = tl.load(written + row, row < WINDOW, _LAST_STEP)

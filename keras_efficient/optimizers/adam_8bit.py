@@ -3,7 +3,7 @@ from keras import ops
 
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops.fused_adam_8bit_step import fused_adam_8bit_step
+from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
 from keras_efficient.ops.uniform_noise import uniform_noises
 from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
@@ -94,12 +94,13 @@ class Adam8bit(Optimizer8bit):
                 f"may be 0. Received: epsilon={epsilon}"
             )
 
-    def _step_kernel(
-        self, value, gradient, state, learning_rate, options, index
+    def _step_kernels(
+        self, values, gradients, states, learning_rate, options, indices
     ):
-        state = Adam8bitState(*state)
-        return fused_adam_8bit_step(
-            value, gradient, state, learning_rate, seed=index, **options
+        return fused_adam_8bit_steps(
+            *(values, gradients, states, learning_rate),
+            seeds=indices,
+            **options,
         )
 
     def _step_8bit(self, gradient, state, groups):

@@ -24,25 +24,16 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         variables: List of `keras.Variable`, of the same length.
         learning_rate: Float or scalar tensor.
     """
-    plain, compressed = [], []
-    has_kernel = optimizer.HAS_KERNEL
-    options = optimizer._kernel_options() if has_kernel else None
     rate = ops.cast(learning_rate, "float32")
+    plain, compressed = [], []
     for gradient, variable in zip(gradients, variables):
         index = optimizer._get_variable_index(variable)
-        slots = optimizer._states[index]
-        state = [slot.value.detach() for slot in slots]
-        gradient = ops.stop_gradient(gradient)
-        row = index, variable, slots, gradient, state
-        if not optimizer._is_compressed[index]:
-            plain.append(row)
-            continue
-        value = variable.value.detach()
-        # A kernel overwrites the memory of the variables.
-        if not has_kernel or not optimizer._step_kernel(
-            value, gradient, state, rate, options, index
-        ):
-            compressed.append(row)
+        row = index, variable, optimizer._states[index], gradient
+        is_compressed = optimizer._is_compressed[index]
+        (compressed if is_compressed else plain).append(row)
+    if optimizer.HAS_KERNEL and compressed:
+        compressed = _without_kernel(optimizer, compressed, rate)
+    plain, compressed = map(_with_state, (plain, compressed))
     if not optimizer.STEPS_BY_ENTRY:
         step_each(optimizer, optimizer._step_plain, plain, rate)
         plain = []
@@ -50,6 +41,31 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         _step_plain(optimizer, batch, rate)
     for batch in batches(compressed):
         optimizer._step_batch(batch, rate)
+
+
+def _without_kernel(optimizer, rows, learning_rate):
+    """Do the steps that a kernel serves; return the other rows."""
+    indices, variables, slots, gradients = zip(*rows)
+    results = optimizer._step_kernels(
+        [variable.value for variable in variables],
+        gradients,
+        [[slot.value for slot in state] for state in slots],
+        learning_rate,
+        optimizer._kernel_options(),
+        indices,
+    )
+    # A kernel overwrites the memory of the variables.
+    return [row for row, result in zip(rows, results) if result is None]
+
+
+def _with_state(rows):
+    return [
+        (
+            *(index, variable, slots, ops.stop_gradient(gradient)),
+            [slot.value.detach() for slot in slots],
+        )
+        for index, variable, slots, gradient in rows
+    ]
 
 
 def batches(rows):

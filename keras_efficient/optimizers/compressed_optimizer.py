@@ -19,7 +19,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     A subclass says which tensors are compressed (`_is_compressible`; those of
     at least `min_size` elements by default), what state they have
     (`_add_compressed_state`) and how they step (`_step_compressed`, and
-    `_step_kernel` where there is a kernel). Other tensors keep Adam's moments
+    `_step_kernels` where there is a kernel). Other tensors keep Adam's moments
     in float32, unless it overrides `_add_plain_state` and `_step_plain`.
     """
 
@@ -84,8 +84,8 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             value = ops.convert_to_tensor(variable)
             options = self._kernel_options()
             rate = ops.cast(learning_rate, "float32")
-            results = self._step_kernel(
-                value, gradient, state, rate, options, index
+            (results,) = self._step_kernels(
+                [value], [gradient], [state], rate, options, [index]
             )
             if results is not None:
                 for target, result in zip([variable, *slots], results):
@@ -97,12 +97,13 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             self.assign(slot, result)
         self._move(variable, update, learning_rate)
 
-    def _step_kernel(
-        self, value, gradient, state, learning_rate, options, index
+    def _step_kernels(
+        self, values, gradients, states, learning_rate, options, indices
     ):
-        """Return the new value and state, or `None` without kernel.
+        """Return, for each tensor, the new value and state in one tuple.
 
-        On PyTorch, the tensors that are given are overwritten.
+        `None` instead where there is no kernel. On PyTorch, the tensors that
+        are given are overwritten.
         """
         raise NotImplementedError
 

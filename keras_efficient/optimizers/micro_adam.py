@@ -3,7 +3,7 @@ import math
 import keras
 
 from keras_efficient.ops import MicroAdamState
-from keras_efficient.ops.fused_micro_adam_step import fused_micro_adam_step
+from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps
 from keras_efficient.ops.micro_adam_step import micro_adam_steps
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
@@ -148,15 +148,12 @@ class MicroAdam(CompressedOptimizer):
             )
         )
 
-    def _step_kernel(
-        self, value, gradient, state, learning_rate, options, index
+    def _step_kernels(
+        self, values, gradients, states, learning_rate, options, indices
     ):
-        return fused_micro_adam_step(
-            value,
-            gradient,
-            MicroAdamState(*state),
-            learning_rate,
-            seed=index,
+        return fused_micro_adam_steps(
+            *(values, gradients, states, learning_rate),
+            seeds=indices,
             **options,
             **self._compression(),
         )

@@ -9,7 +9,7 @@ from keras_efficient import config
 from keras_efficient.kernels import policy
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops.fused_adam_8bit_step import fused_adam_8bit_step
+from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
 from keras_efficient.ops.quantize_8bit import scale_shape
 from keras_efficient.optimizers import Adam8bit
 
@@ -23,8 +23,8 @@ SHAPES = [
     *((1,), (123,), (31,), (32,), (33,), (4097,), (3, 3, 5, 7)),
     *((0,), (0, 5), (64, 48), (70, 60), (2500, 60), (300, 512)),
 ]
-OPTIONS = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7, "seed": 3}
-RATE = 0.01
+OPTIONS = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
+RATE, SEED = 0.01, 3
 
 
 @pytest.fixture(autouse=True)
@@ -50,15 +50,17 @@ def modes():
 
 def portable(parameter, gradient, state, step):
     update, state = adam_8bit_step(
-        gradient, Adam8bitState(*state), step, **OPTIONS
+        gradient, Adam8bitState(*state), step, seed=SEED, **OPTIONS
     )
     update = ops.cast(ops.cast(RATE, "float32") * update, parameter.dtype)
     return parameter - update, *state
 
 
 def fused(parameter, gradient, state, step):
-    result = fused_adam_8bit_step(
-        parameter, gradient, Adam8bitState(*state), RATE, step, **OPTIONS
+    (result,) = fused_adam_8bit_steps(
+        *([parameter], [gradient], [Adam8bitState(*state)]),
+        *(RATE, step, [SEED]),
+        **OPTIONS,
     )
     assert result is not None, "no kernel"
     return result
@@ -161,8 +163,10 @@ def test_gradient_of_another_dtype():
 def served(parameter):
     shape = tuple(parameter.shape)
     state = Adam8bitState(*zero_state(shape))
-    gradient = ops.ones(shape)
-    return fused_adam_8bit_step(parameter, gradient, state, RATE, 1) is not None
+    (result,) = fused_adam_8bit_steps(
+        [parameter], [ops.ones(shape)], [state], RATE, 1, [0]
+    )
+    return result is not None
 
 
 def test_what_is_left_to_the_portable_form():

@@ -12,7 +12,7 @@ from keras_efficient import config
 from keras_efficient.kernels import policy
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
-from keras_efficient.ops.fused_micro_adam_step import fused_micro_adam_step
+from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps
 from keras_efficient.optimizers import MicroAdam
 from keras_efficient.optimizers import micro_adam as micro_adam_module
 from tests.optimizers.table import check_close
@@ -85,10 +85,10 @@ def portable(parameter, gradient, state, step, **options):
     return parameter - ops.cast(0.01 * u, parameter.dtype), *state
 
 
-def fused(parameter, gradient, state, step, **options):
+def fused(parameter, gradient, state, step, seed=0, **options):
     state = MicroAdamState(*state)
-    results = fused_micro_adam_step(
-        parameter, gradient, state, 0.01, step, **options
+    (results,) = fused_micro_adam_steps(
+        [parameter], [gradient], [state], 0.01, step, [seed], **options
     )
     assert results is not None
     return results
@@ -217,7 +217,8 @@ def test_what_no_kernel_serves():
     def run(size, dtype):
         x = ops.zeros((size,), dtype)
         state = MicroAdamState(*zero_state(size, SMALL, BFLOAT16))
-        return fused_micro_adam_step(x, x, state, 0.01, 1)
+        (result,) = fused_micro_adam_steps([x], [x], [state], 0.01, 1, [0])
+        return result
 
     assert run(0, FLOAT32) is None
     assert run(256, "float16") is None
@@ -260,11 +261,11 @@ def test_fit_with_and_without_kernels(jit_compile, monkeypatch):
     served = []
 
     def spy(*args, **kwargs):
-        results = fused_micro_adam_step(*args, **kwargs)
-        served.append(results is not None)
+        results = fused_micro_adam_steps(*args, **kwargs)
+        served.extend(result is not None for result in results)
         return results
 
-    monkeypatch.setattr(micro_adam_module, "fused_micro_adam_step", spy)
+    monkeypatch.setattr(micro_adam_module, "fused_micro_adam_steps", spy)
     losses, weights = fit("auto", jit_compile)
     assert served and all(served)
     served.clear()

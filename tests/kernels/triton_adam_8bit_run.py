@@ -6,6 +6,7 @@ settled when it is imported.
 
 import math
 import os
+import re
 import sys
 
 if __name__ == "__main__" and sys.argv[1] == "interpret":
@@ -13,15 +14,21 @@ if __name__ == "__main__" and sys.argv[1] == "interpret":
 
 import numpy as np
 import torch
+import triton.language as tl
 from triton_compile import compile_kernel
 
+from keras_efficient import config
 from keras_efficient.kernels import triton_adam_8bit
+from keras_efficient.kernels.triton_table import alignment_of
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops.quantize_8bit import is_along_last
+from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
 from keras_efficient.ops.quantize_8bit import scale_shape
 
-SHAPES = [(1,), (33,), (257,), (4097,), (3, 3, 5, 7), (64, 48), (70, 60)]
+SHAPES = [
+    *((1,), (33,), (257,), (0,), (4097,), (3, 3, 5, 7), (64, 48), (70, 60)),
+    *((64, 64), (32,), (5, 0), (300, 32)),
+]
 RATE = 0.01
 
 
@@ -32,22 +39,8 @@ def make_gradient(shape, dtype, rng):
     return torch.tensor(x).to(dtype)
 
 
-def fused(parameter, gradient, state, step):
-    shape = tuple(parameter.shape)
-    rows = math.prod(shape[:-1]) if is_along_last(shape) else 1
-    t = torch.tensor(float(step), device=parameter.device)
-    options = np.array([0.9, 1 - 0.9, 0.999, 1 - 0.999, 1e-7], "float32")
-    triton_adam_8bit.adam_8bit(
-        *(x.reshape(rows, -1) for x in (parameter, *state, gradient)),
-        *(RATE, 1 - torch.pow(0.9, t), 1 - torch.pow(0.999, t), step),
-        *(options, 3),
-    )
-
-
-def check(shape, dtype, device):
-    rng = np.random.default_rng(0)
-    x = torch.tensor(rng.normal(size=shape)).to(device, dtype)
-    state = [
+def zero_state(shape, device):
+    return [
         torch.zeros(size, dtype=codes, device=device)
         for size, codes in (
             (shape, torch.int8),
@@ -56,47 +49,110 @@ def check(shape, dtype, device):
             (scale_shape(shape), torch.float16),
         )
     ]
-    y, others = x.clone(), [s.clone() for s in state]
+
+
+def check(dtype, gradient_dtype, device):
+    """Compare with the portable form, which steps one after another."""
+    rng = np.random.default_rng(0)
+    parameters = [
+        torch.tensor(rng.normal(size=shape)).to(device, dtype)
+        for shape in SHAPES
+    ]
+    states = [zero_state(shape, device) for shape in SHAPES]
+    fused = [x.clone() for x in parameters]
+    others = [[x.clone() for x in state] for state in states]
     for step in range(1, 5):
-        gradient = make_gradient(shape, dtype, rng).to(device)
-        update, state = adam_8bit_step(
-            gradient, Adam8bitState(*state), step, seed=3
+        gradients = [
+            make_gradient(shape, gradient_dtype, rng).to(device)
+            for shape in SHAPES
+        ]
+        gradients[-1] = gradients[-1].T.contiguous().T
+        results = fused_adam_8bit_steps(
+            fused, gradients, others, RATE, step, list(range(len(SHAPES)))
         )
-        x = x - (RATE * update).to(dtype)
-        fused(y, gradient, others, step)
-        for name, a, b in zip(Adam8bitState._fields, state, others):
-            assert torch.equal(a, b), (shape, dtype, device, step, name)
-        tolerance = 1e-6 if dtype == torch.float32 else 2**-7
-        torch.testing.assert_close(x, y, rtol=tolerance, atol=1e-6)
+        assert None not in results
+        for i, gradient in enumerate(gradients):
+            update, states[i] = adam_8bit_step(
+                gradient, Adam8bitState(*states[i]), step, seed=i
+            )
+            parameters[i] = parameters[i] - (RATE * update).to(dtype)
+            where = SHAPES[i], dtype, device, step
+            for name, a, b in zip(Adam8bitState._fields, states[i], others[i]):
+                if math.prod(SHAPES[i]):
+                    assert torch.equal(a, b), (*where, name)
+            tolerance = 1e-6 if dtype == torch.float32 else 2**-7
+            torch.testing.assert_close(
+                parameters[i], fused[i], rtol=tolerance, atol=1e-6
+            )
+
+
+def check_launches(device):
+    """All tensors of a kind take one launch."""
+    kernel = triton_adam_8bit.adam_8bit_kernel
+    launches = []
+
+    class Counter:
+        def __getitem__(self, grid):
+            launches.append(grid)
+            return kernel[grid]
+
+    triton_adam_8bit.adam_8bit_kernel = Counter()
+    shapes = [(64,), (4, 4096), (96, 32)]
+    fused_adam_8bit_steps(
+        *([torch.ones(shape, device=device) for shape in shapes],) * 2,
+        [zero_state(shape, device) for shape in shapes],
+        *(RATE, 1, [0, 1, 2]),
+    )
+    triton_adam_8bit.adam_8bit_kernel = kernel
+    assert launches == [(1 + 16 + 3,)]
+
+
+def check_odd_addresses(device):
+    """Addresses that 16 does not divide are those of views."""
+    assert alignment_of(np.array([[32, 48], [64, 36]])) == 4
+    results = []
+    for first in (0, 1):
+        tensors = [
+            torch.zeros(x.numel() + first, dtype=x.dtype, device=device)[first:]
+            for x in (torch.zeros(64), *zero_state((64,), "cpu"))
+        ]
+        gradient = torch.linspace(-1, 1, 64, device=device)
+        fused_adam_8bit_steps(
+            *([tensors[0]], [gradient], [tensors[1:]], RATE, 1, [0])
+        )
+        results.append(tensors)
+    for x, y in zip(*results):
+        assert x.abs().sum() > 0 and torch.equal(x, y)
 
 
 def compile_all():
-    for dtype in ("fp32", "bf16"):
+    for dtype in (tl.float32, tl.bfloat16):
         for is_aligned in (True, False):
             text = compile_kernel(
                 triton_adam_8bit.adam_8bit_kernel,
                 {
-                    "parameter": f"*{dtype}",
-                    "m_codes": "*i8",
-                    "m_scale": "*fp16",
-                    "v_codes": "*u8",
-                    "v_scale": "*fp16",
-                    "gradient": f"*{dtype}",
-                },
-                {
                     "IS_ALIGNED": is_aligned,
                     "GROUPS": triton_adam_8bit.GROUPS,
+                    "COLUMNS": 11,
+                    "PARAMETER": dtype,
+                    "GRADIENT": dtype,
+                    "ALIGNMENT": 16,
                 },
             )
             # What is rounded once instead of twice gives other codes.
             assert "fma.rn.f32" not in text
+            # Loads of several entries.
+            assert is_aligned == bool(re.search(r"ld\.global\.v4", text))
 
 
 if __name__ == "__main__":
+    config.set_kernels("triton")
     if sys.argv[1] == "compile":
         compile_all()
     else:
         device = "cuda" if sys.argv[1] == "cuda" else "cpu"
-        for shape in SHAPES:
-            for dtype in (torch.float32, torch.bfloat16):
-                check(shape, dtype, device)
+        check(torch.float32, torch.float32, device)
+        check(torch.bfloat16, torch.bfloat16, device)
+        check(torch.bfloat16, torch.float32, device)
+        check_launches(device)
+        check_odd_addresses(device)

@@ -4,11 +4,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-INTEGERS = {
-    *("seed", "columns", "groups_a_row", "groups"),
-    *("size", "blocks", "buckets"),
-}
-NUMBERS = {
+POINTERS = {
+    "table": "*i64",
+    "rows_of_programs": "*i32",
+    "weights": "*fp32",
     "learning_rate": "*fp32",
     "momentum_bias": "*fp32",
     "velocity_bias": "*fp32",
@@ -16,16 +15,14 @@ NUMBERS = {
 }
 
 
-def compile_kernel(kernel, pointers, constants):
+def compile_kernel(kernel, constants):
     """Return the text of the program.
 
     Args:
         kernel: What `triton.jit` returned.
-        pointers: Dict from names of arguments to types.
         constants: Dict from names of arguments to values.
     """
-    types = {**dict.fromkeys(INTEGERS, "i32"), **NUMBERS, **pointers}
-    types.update(dict.fromkeys(constants, "constexpr"))
+    types = {**POINTERS, **dict.fromkeys(constants, "constexpr")}
     names = kernel.arg_names
     signature = {name: types.get(name, "fp32") for name in names}
     aligned = {

@@ -13,25 +13,26 @@ if __name__ == "__main__" and sys.argv[1] == "interpret":
 
 import numpy as np
 import torch
+import triton.language as tl
 from triton_compile import compile_kernel
 
+from keras_efficient import config
 from keras_efficient.kernels import triton_micro_adam
 from keras_efficient.kernels import triton_window
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
+from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps
 
 RATE = 0.01
 STOCHASTIC = ("stochastic", "window")
 NEAREST = ("nearest", "full")
-# size, block size, bucket size, window, k, type of values, steps, options
+# sizes, block size, bucket size, window, k, type of values, steps, options
 CASES = [
-    (1, 256, 64, 10, 3, torch.bfloat16, 3, STOCHASTIC),
-    (33, 256, 64, 10, 3, torch.bfloat16, 3, NEAREST),
-    (257, 256, 64, 10, 3, torch.bfloat16, 12, STOCHASTIC),
-    (257, 256, 64, 10, 3, torch.float32, 12, NEAREST),
-    (4097, 256, 64, 10, 3, torch.bfloat16, 3, STOCHASTIC),
-    (700, 64, 16, 4, 2, torch.bfloat16, 6, STOCHASTIC),
-    (3000, 1024, 1024, 3, 5, torch.float32, 5, NEAREST),
+    ((1, 257, 33), 256, 64, 10, 3, torch.bfloat16, 12, STOCHASTIC),
+    ((257, 512), 256, 64, 10, 3, torch.float32, 12, NEAREST),
+    ((4097, 255, 2048), 256, 64, 10, 3, torch.bfloat16, 3, STOCHASTIC),
+    ((700, 64), 64, 16, 4, 2, torch.bfloat16, 6, STOCHASTIC),
+    ((3000,), 1024, 1024, 3, 5, torch.float32, 5, NEAREST),
 ]
 
 
@@ -69,64 +70,112 @@ def zero_state(size, block_size, bucket_size, window, k, values, device):
     ]
 
 
-def fused(parameter, gradient, state, step, block_size, choices):
-    rounding, bias_correction = choices
-    t = torch.tensor(float(step), device=parameter.device)
-    options = [0.9, 1 - 0.9, 0.999, 1 - 0.999, 1e-7, 0.4, 1 - 0.4]
-    triton_micro_adam.micro_adam(
-        *(parameter, *state, gradient),
-        *(RATE, 1 - torch.pow(0.9, t), 1 - torch.pow(0.999, t), step),
-        *(np.array(options, "float32"), block_size, 3),
-        *(rounding == "stochastic", bias_correction == "window"),
+def fused(parameters, gradients, states, step, block_size, choices):
+    states = [MicroAdamState(*state) for state in states]
+    results = fused_micro_adam_steps(
+        *(parameters, gradients, states, RATE, step, range(len(states))),
+        block_size=block_size,
+        rounding=choices[0],
+        bias_correction=choices[1],
     )
+    assert None not in results
 
 
 def check(case, dtype, device):
-    size, block_size, *numbers, steps, choices = case
+    """Compare with the portable form, which steps one after another."""
+    sizes, block_size, *numbers, steps, choices = case
     rng = np.random.default_rng(0)
-    x = torch.tensor(rng.normal(size=size)).to(device, dtype)
-    state = zero_state(size, block_size, *numbers, device)
-    y, others = x.clone(), [s.clone() for s in state]
-    assert triton_micro_adam.serves(state[0], state[3], block_size)
+    parameters = [
+        torch.tensor(rng.normal(size=size)).to(device, dtype) for size in sizes
+    ]
+    states = [zero_state(size, block_size, *numbers, device) for size in sizes]
+    moved = [x.clone() for x in parameters]
+    others = [[x.clone() for x in state] for state in states]
     for step in range(1, steps + 1):
-        gradient = make_gradient(size, dtype, rng).to(device)
-        update, state = micro_adam_step(
-            gradient,
-            MicroAdamState(*state),
-            step,
-            block_size=block_size,
-            rounding=choices[0],
-            bias_correction=choices[1],
-            seed=3,
-        )
-        x = x - (RATE * update).to(dtype)
-        fused(y, gradient, others, step, block_size, choices)
-        where = case, dtype, device, step
-        for name, a, b in zip(MicroAdamState._fields, state, others):
-            if name == "velocity":  # a sum, in another order
-                torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
-            else:
-                assert torch.equal(a, b), (*where, name)
-        tolerance = 1e-6 if dtype == torch.float32 else 2**-7
-        torch.testing.assert_close(x, y, rtol=tolerance, atol=1e-6)
+        gradients = [
+            make_gradient(size, dtype, rng).to(device) for size in sizes
+        ]
+        fused(moved, gradients, others, step, block_size, choices)
+        for i, gradient in enumerate(gradients):
+            update, states[i] = micro_adam_step(
+                gradient,
+                MicroAdamState(*states[i]),
+                step,
+                block_size=block_size,
+                rounding=choices[0],
+                bias_correction=choices[1],
+                seed=i,
+            )
+            parameters[i] = parameters[i] - (RATE * update).to(dtype)
+            where = sizes[i], case, dtype, device, step
+            for name, a, b in zip(MicroAdamState._fields, states[i], others[i]):
+                if name == "velocity":  # a sum, in another order
+                    torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+                else:
+                    assert torch.equal(a, b), (*where, name)
+            tolerance = 1e-6 if dtype == torch.float32 else 2**-7
+            torch.testing.assert_close(
+                parameters[i], moved[i], rtol=tolerance, atol=1e-6
+            )
+
+
+def check_launches(device):
+    """All tensors of a layout take one launch of each kernel."""
+    names, launches = ("window_kernel", "micro_adam_kernel"), []
+    kernels = [getattr(triton_micro_adam, name) for name in names]
+
+    class Counter:
+        def __init__(self, name, kernel):
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid):
+            launches.append((self.name, grid))
+            return self.kernel[grid]
+
+    for name, kernel in zip(names, kernels):
+        setattr(triton_micro_adam, name, Counter(name, kernel))
+    sizes = [300, 5000, 64]
+    fused(
+        *([torch.ones(size, device=device) for size in sizes],) * 2,
+        [
+            zero_state(size, 256, 64, 3, 3, torch.bfloat16, device)
+            for size in sizes
+        ],
+        *(1, 256, STOCHASTIC),
+    )
+    for name, kernel in zip(names, kernels):
+        setattr(triton_micro_adam, name, kernel)
+    assert launches == [(names[0], (3,)), (names[1], (1 + 5 + 1,))]
 
 
 def check_skipped_steps(device):
     """Steps without a gradient leave rows that are older than the window."""
-    state = zero_state(300, 256, 64, 3, 3, torch.bfloat16, device)
-    others = [s.clone() for s in state]
-    x = torch.zeros(300, device=device)
     rng = np.random.default_rng(0)
-    for step in (1, 2, 40, 41):
-        gradient = make_gradient(300, torch.float32, rng).to(device)
-        update, state = micro_adam_step(
-            gradient, MicroAdamState(*state), step, seed=3
+    states = [
+        zero_state(300, 256, 64, 3, 3, torch.bfloat16, device) for _ in range(2)
+    ]
+    others = [[x.clone() for x in state] for state in states]
+    parameters = [torch.zeros(300, device=device) for _ in range(2)]
+    for step, count in ((1, 2), (2, 2), (5, 1), (40, 2), (41, 2)):
+        gradients = [
+            make_gradient(300, torch.float32, rng).to(device)
+            for _ in range(count)
+        ]
+        moved = [x.clone() for x in parameters[:count]]
+        # The second one, which has skipped a step, comes first.
+        fused(
+            *(moved[::-1], gradients[::-1], others[:count][::-1], step),
+            *(256, ("nearest", "window")),
         )
-        y = x.clone()
-        fused(y, gradient, others, step, 256, STOCHASTIC)
-        x = x - RATE * update
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
-        assert torch.equal(state.written, others[2])
+        for i, gradient in enumerate(gradients):
+            update, states[i] = micro_adam_step(
+                gradient, MicroAdamState(*states[i]), step, rounding="nearest"
+            )
+            parameters[i] = parameters[i] - RATE * update
+            torch.testing.assert_close(
+                parameters[i], moved[i], rtol=1e-5, atol=1e-6
+            )
+            assert torch.equal(states[i][2], others[i][2])
 
 
 def check_zeros(device):
@@ -134,25 +183,14 @@ def check_zeros(device):
     state = zero_state(300, 256, 64, 3, 3, torch.bfloat16, device)
     x = torch.ones(300, device=device)
     for step in (1, 2):
-        fused(x, torch.zeros_like(x), state, step, 256, STOCHASTIC)
+        fused([x], [torch.zeros_like(x)], [state], step, 256, STOCHASTIC)
     assert (x == 1).all() and not any(s.any() for s in state[3:])
 
 
 def compile_all():
-    for dtype in ("fp32", "bf16"):
+    for dtype in (tl.float32, tl.bfloat16):
         text = compile_kernel(
             triton_micro_adam.micro_adam_kernel,
-            {
-                "parameter": f"*{dtype}",
-                "indices": "*u8",
-                "values": "*bf16",
-                "weights": "*fp32",
-                "codes": "*u8",
-                "low": "*bf16",
-                "high": "*bf16",
-                "velocity": "*fp32",
-                "gradient": f"*{dtype}",
-            },
             {
                 "WINDOW": 10,
                 "K": 3,
@@ -163,18 +201,24 @@ def compile_all():
                 "BLOCKS": triton_micro_adam.ENTRIES // 256,
                 "IS_STOCHASTIC": True,
                 "IS_WINDOW": True,
+                "COLUMNS": 14,
+                "PARAMETER": dtype,
+                "INDICES": tl.uint8,
+                "VALUES": tl.bfloat16,
+                "GRADIENT": dtype,
+                "ALIGNMENT": 16,
             },
         )
         # What is rounded once instead of twice gives other codes.
         assert "fma.rn.f32" not in text
     compile_kernel(
         triton_window.window_kernel,
-        {"written": "*i32", "weights": "*fp32"},
-        {"WINDOW": 10, "ROWS": 16, "IS_WINDOW": True},
+        {"WINDOW": 10, "ROWS": 16, "IS_WINDOW": True, "COLUMNS": 14},
     )
 
 
 if __name__ == "__main__":
+    config.set_kernels("triton")
     if sys.argv[1] == "compile":
         compile_all()
     else:
@@ -182,5 +226,6 @@ if __name__ == "__main__":
         for case in CASES:
             for dtype in (torch.float32, torch.bfloat16):
                 check(case, dtype, device)
+        check_launches(device)
         check_skipped_steps(device)
         check_zeros(device)

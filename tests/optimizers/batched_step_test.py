@@ -51,6 +51,37 @@ def test_same_as_one_after_another(cls, batch_size, monkeypatch):
     check_equal(runs[0][1], runs[1][1])
 
 
+@pytest.mark.parametrize("cls", [Adam8bit, MicroAdam])
+def test_kernels_step_as_one_after_another(cls, monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(policy, "_chosen", "auto")
+    dtypes = ("float32", "bfloat16", "float16")  # no kernel serves the last
+    runs, kinds = [], [dtypes[i % 3] for i in range(len(SHAPES))]
+    for is_batched in (True, False):
+        variables = [
+            keras.Variable(normal(*shape, seed=1), dtype=dtype)
+            for shape, dtype in zip(SHAPES, kinds)
+        ]
+        optimizer = cls(0.1, min_size=4)
+        optimizer.build(variables)
+        for step in range(3):
+            gradients = [
+                keras.ops.convert_to_tensor(
+                    normal(*shape[::-1], seed=[step, i]), dtype
+                ).permute(tuple(range(len(shape)))[::-1])
+                for i, (shape, dtype) in enumerate(zip(SHAPES, kinds))
+            ]
+            if is_batched:
+                optimizer.apply(gradients, variables)
+            else:
+                for pair in zip(gradients, variables):
+                    optimizer.update_step(*pair, 0.1)
+                optimizer.iterations.assign_add(1)
+        runs.append([variables, state_of(optimizer)])
+    for columns in zip(*runs, strict=True):
+        check_equal(*columns)
+
+
 def test_batches_have_a_limit(monkeypatch):
     monkeypatch.setattr(module, "BATCH_SIZE", 10)
     rows = [(i, np.zeros(size)) for i, size in enumerate([4, 6, 1, 30, 2, 8])]
