@@ -7,6 +7,17 @@ def fresh_seed():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh_compiler():
+    """Forget compiled programs: they slow down the garbage collector."""
+    yield
+    keras.utils.clear_session()
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture
 def float64():
     """Float64 wherever the backend has it (it is off by default on JAX)."""

@@ -55,7 +55,9 @@ def converted_gpt2():
 
 def test_only_the_module_for_it_imports_keras_hub():
     for path in FILES:
+        # `memory_report` imports it where KerasHub has been imported before.
         inside = "models/hub/" in path.as_posix()
+        inside = inside or path.name == "memory_report.py"
         found = [name for name in imports(path) if "hub" in name]
         assert inside or not found, path
 
