@@ -104,7 +104,7 @@ class MemoryReport:
             axes.axvline(self.budget, color="black", linestyle="--")
         axes.invert_yaxis()
         axes.set_xlabel(f"GiB at the peak, batch of {self.batch_size}")
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=3)
         figure.savefig(to_file)
         return figure
 
