@@ -1,7 +1,5 @@
 """The step of `keras_efficient.ops.adam_8bit_step` in one pass, in place."""
 
-import functools
-
 import numba
 import numpy as np
 
@@ -15,6 +13,7 @@ from keras_efficient.kernels.numba_group import mix
 from keras_efficient.kernels.numba_group import round_to_float16
 from keras_efficient.kernels.numba_group import subtract
 from keras_efficient.kernels.numba_group import to_float32
+from keras_efficient.kernels.numba_jit import jit
 
 # Groups that are worked on together: all that belongs to them stays in the
 # cache of level 1, and loops over them are long enough for vectors.
@@ -28,10 +27,6 @@ _LARGEST_GRADIENT = _F(1e18)
 _LARGEST_FLOAT16 = _F(65504)
 _SMALLEST_SCALE = _F(2.0**-48)
 _TO_NEAREST = np.int32(1 << 23)
-
-_jit = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, cache=True
-)
 
 
 @numba_ffi(
@@ -107,7 +102,7 @@ def adam_8bit(
         run(first, last, a_row, columns, arrays, numbers, noise)
 
 
-@_jit
+@jit
 def divide(rows, columns, groups):
     """Return how many tiles there are, and in a row; and how long rows are."""
     if columns % GROUP_SIZE == 0:
@@ -116,7 +111,7 @@ def divide(rows, columns, groups):
     return rows * a_row, a_row, columns
 
 
-@_jit
+@jit
 def gather(learning_rate, momentum_bias, velocity_bias, options, fused):
     """Return the numbers that `run` needs."""
     b_1, c_1, b_2, c_2, epsilon = options
@@ -134,7 +129,7 @@ _M, _V, _M_FACTOR, _V_FACTOR = 0, _SIZE, 2 * _SIZE, 3 * _SIZE
 _M_GROUP, _V_GROUP = 4 * _SIZE, 4 * _SIZE + TILE
 
 
-@_jit
+@jit
 def run(first, last, a_row, columns, arrays, numbers, noise):
     """Go through tiles; `a_row` is how many there are in a row."""
     parameter, m_codes, m_scale, v_codes, v_scale, gradient = arrays
@@ -171,7 +166,7 @@ def run(first, last, a_row, columns, arrays, numbers, noise):
         _encode(m_codes[start:end], v_codes[start:end], work)
 
 
-@_jit
+@jit
 def _fill_groups(work, count):
     """Give all entries of a group its factor."""
     for j in range(count):
@@ -179,7 +174,7 @@ def _fill_groups(work, count):
         fill_group(work, _V_FACTOR // GROUP_SIZE + j, work[_V_GROUP + j])
 
 
-@_jit
+@jit
 def _decode_scales(m_scale, v_scale, work):
     for j in range(m_scale.size):
         root = decode_float16(m_scale[j])
@@ -188,7 +183,7 @@ def _decode_scales(m_scale, v_scale, work):
         work[_V_GROUP + j] = root * root * _F(1 / 255)
 
 
-@_jit
+@jit
 def _encode_scales(m_scale, v_scale, work, noise):
     for j in range(m_scale.size):
         x = _root_of_scale(work[_M_GROUP + j])
@@ -202,7 +197,7 @@ def _encode_scales(m_scale, v_scale, work, noise):
         work[_V_GROUP + j] = _inverse(scale)
 
 
-@_jit
+@jit
 def _update(parameter, gradient, m_codes, v_codes, work, numbers):
     """Compute both moments, the second as its root, and the step."""
     b_1, c_1, b_2, c_2, rate, root, epsilon, fused = numbers
@@ -226,20 +221,20 @@ def _update(parameter, gradient, m_codes, v_codes, work, numbers):
         parameter[i] = subtract(parameter[i], step)
 
 
-@_jit
+@jit
 def _root_of_scale(largest):
     root = np.sqrt(largest)
     return root if root < _LARGEST_FLOAT16 else _LARGEST_FLOAT16
 
 
-@_jit
+@jit
 def _inverse(scale):
     root = decode_float16(scale)
     square = root * root
     return _ONE / (square if square > _SMALLEST_SCALE else _SMALLEST_SCALE)
 
 
-@_jit
+@jit
 def _encode(m_codes, v_codes, work):
     for i in range(m_codes.size):
         x = work[_M + i] * work[_M_FACTOR + i]

@@ -1,7 +1,5 @@
 """The step of 8-bit Adam for many parameters, in one call."""
 
-import functools
-
 import numba
 import numpy as np
 
@@ -11,14 +9,11 @@ from keras_efficient.kernels.numba_adam_8bit import gather
 from keras_efficient.kernels.numba_adam_8bit import run
 from keras_efficient.kernels.numba_ffi import numba_ffi
 from keras_efficient.kernels.numba_group import mix
+from keras_efficient.kernels.numba_jit import jit
 from keras_efficient.kernels.numba_table import add_parts
 from keras_efficient.kernels.numba_table import array_at
 from keras_efficient.kernels.numba_table import count_threads
 from keras_efficient.kernels.numba_table import take_part
-
-_jit = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, cache=True
-)
 
 
 def adam_8bit_many(table, likes, *numbers):
@@ -67,7 +62,7 @@ def _adam_8bit_many(
         _take_parts(taken, table, parameter, gradient, numbers, key)
 
 
-@_jit
+@jit
 def _take_parts(taken, table, parameter, gradient, numbers, step):
     codes = np.empty(0, np.int8), np.empty(0, np.uint8)
     scale = np.empty(0, np.uint16)

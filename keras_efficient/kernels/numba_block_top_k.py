@@ -11,6 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from keras_efficient.kernels.numba_jit import jit
 from keras_efficient.kernels.numba_vectors import LENGTH
 from keras_efficient.kernels.numba_vectors import Run
 
@@ -19,7 +20,7 @@ _INTS = ir.VectorType(_INT, LENGTH)
 _LAST = 2**16 - 1
 
 
-@numba.njit(error_model="numpy", nogil=True, cache=True)
+@jit
 def find_largest(work, start, size, k, places, magnitudes):
     """Write the places of the `k` largest entries, the largest first.
 
@@ -58,7 +59,7 @@ def find_largest(work, start, size, k, places, magnitudes):
         places[k + group] = _key(_largest(magnitudes, at), group)
 
 
-@numba.njit(error_model="numpy", nogil=True, cache=True)
+@jit
 def _sort(size, k, places, magnitudes):
     for i in range(size):
         places[i] = -_key(magnitudes[i], i)

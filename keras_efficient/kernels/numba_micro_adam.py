@@ -1,12 +1,11 @@
 """The step of `keras_efficient.ops.micro_adam_step` in one pass, in place."""
 
-import functools
-
 import numba
 import numpy as np
 
 from keras_efficient.kernels.numba_ffi import numba_ffi
 from keras_efficient.kernels.numba_group import mix
+from keras_efficient.kernels.numba_jit import jit
 from keras_efficient.kernels.numba_micro_adam_blocks import make_spaces
 from keras_efficient.kernels.numba_micro_adam_blocks import step_blocks
 
@@ -15,10 +14,6 @@ ENTRIES_A_PART = 2**16
 
 _F = np.float32
 _ZERO = _F(0)
-
-_jit = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, cache=True
-)
 
 
 @numba_ffi(
@@ -116,7 +111,7 @@ def micro_adam(
         )
 
 
-@_jit
+@jit
 def noise_key(step, seed, is_stochastic):
     """Return what `fill_noise` takes."""
     if not is_stochastic:
@@ -124,7 +119,7 @@ def noise_key(step, seed, is_stochastic):
     return np.int64(mix(np.uint32(step) + mix(np.uint32(seed))))
 
 
-@_jit
+@jit
 def gather(
     learning_rate,
     momentum_bias,
@@ -143,7 +138,7 @@ def gather(
 
 
 # Not within the kernel: Numba would wake all threads for each of these sums.
-@_jit
+@jit
 def write_row(written, step, options):
     """Give the oldest row to this step.
 

@@ -1,8 +1,5 @@
 """The step of MicroAdam for blocks of a parameter, in one pass, in place."""
 
-import functools
-
-import numba
 import numpy as np
 from numba import types
 from numba.extending import overload
@@ -10,6 +7,7 @@ from numba.extending import overload
 from keras_efficient.kernels.numba_block_top_k import find_largest
 from keras_efficient.kernels.numba_group import subtract
 from keras_efficient.kernels.numba_group import to_float32
+from keras_efficient.kernels.numba_jit import jit
 from keras_efficient.kernels.numba_quantize_4bit import bfloat16_bits
 from keras_efficient.kernels.numba_quantize_4bit import decode
 from keras_efficient.kernels.numba_quantize_4bit import encode
@@ -24,10 +22,6 @@ _F = np.float32
 _ZERO, _ONE = _F(0), _F(1)
 _LARGEST_GRADIENT = _F(1e18)
 
-_jit = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, cache=True
-)
-
 # The parts of the work space, each for the largest block and a run: the rest
 # and its noise; the update by the window, of all entries and of those that are
 # in it alone. LLVM makes vectors of loops whose arrays do not overlap, and of
@@ -37,7 +31,7 @@ _SIZE = 2**15 + 5 * LENGTH
 _REST, _NOISE, _U, _U_HELD = range(0, 4 * _SIZE, _SIZE)
 
 
-@_jit
+@jit
 def make_spaces(block_size):
     """Return what a thread works in; `step_blocks` leaves it in order."""
     work = np.empty(4 * _SIZE, _F)
@@ -52,7 +46,7 @@ def make_spaces(block_size):
     return work, window, taken, largest, magnitudes, places
 
 
-@_jit
+@jit
 def step_blocks(first, last, arrays, weights, options, layout, numbers, spaces):
     """Go through blocks."""
     parameter, gradient, indices, values, codes, low, high, velocity = arrays
@@ -105,20 +99,20 @@ def step_blocks(first, last, arrays, weights, options, layout, numbers, spaces):
             work[_U + places[i]] = _ZERO
 
 
-@_jit
+@jit
 def _finite(g):
     g = to_float32(g)
     return g if abs(g) < _LARGEST_GRADIENT else _ZERO
 
 
-@_jit
+@jit
 def _add_gradient(work, gradient):
     for i in range(gradient.size):
         work[_REST + i] += _finite(gradient[i])
 
 
 # Sums in any order, as vectors need it.
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+@jit(fastmath={"reassoc"})
 def _mean_of_squares(gradient):
     part, total = _ONE / _F(gradient.size), _ZERO
     for i in range(gradient.size):
@@ -127,7 +121,7 @@ def _mean_of_squares(gradient):
     return total
 
 
-@_jit
+@jit
 def _move(work, indices, values, largest):
     """Move the largest entries from the rest into a row of the window."""
     for i in range(indices.size):
@@ -149,7 +143,7 @@ def _as_stored(x, like):
     return lambda x, like: x
 
 
-@_jit
+@jit
 def _take_window(block, indices, values, weights, window, taken, places):
     """Sum the rows of the window that hold an entry.
 
@@ -175,7 +169,7 @@ def _take_window(block, indices, values, weights, window, taken, places):
     return count
 
 
-@_jit
+@jit
 def _update(parameter, work, rate, factor):
     for i in range(parameter.size):
         u = work[_REST + i] * factor + work[_U + i]

@@ -1,12 +1,12 @@
 """The step of MicroAdam for many parameters, in one call."""
 
-import functools
 import math
 
 import numba
 import numpy as np
 
 from keras_efficient.kernels.numba_ffi import numba_ffi
+from keras_efficient.kernels.numba_jit import jit
 from keras_efficient.kernels.numba_micro_adam import ENTRIES_A_PART
 from keras_efficient.kernels.numba_micro_adam import gather
 from keras_efficient.kernels.numba_micro_adam import noise_key
@@ -17,10 +17,6 @@ from keras_efficient.kernels.numba_table import add_parts
 from keras_efficient.kernels.numba_table import array_at
 from keras_efficient.kernels.numba_table import count_threads
 from keras_efficient.kernels.numba_table import take_part
-
-_jit = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, cache=True
-)
 
 
 def micro_adam_many(layout, table, likes, *numbers):
@@ -78,7 +74,7 @@ def _micro_adam_many(
         )
 
 
-@_jit
+@jit
 def _write_rows(table, layout, step, options):
     """Do `write_row` for each tensor."""
     count, window = table.shape[0], layout[0]
@@ -92,7 +88,7 @@ def _write_rows(table, layout, step, options):
     return rows, weights, sums
 
 
-@_jit
+@jit
 def _take_parts(
     taken, table, likes, layout, windows, scalars, options, choices
 ):

@@ -1,8 +1,5 @@
 """The four-bit codec of `keras_efficient.ops.quantize_4bit`, in place."""
 
-import functools
-
-import numba
 import numpy as np
 
 from keras_efficient.kernels.numba_group import from_bits
@@ -10,6 +7,7 @@ from keras_efficient.kernels.numba_group import fused_multiply_add
 from keras_efficient.kernels.numba_group import mix
 from keras_efficient.kernels.numba_group import to_bits
 from keras_efficient.kernels.numba_group import to_float32
+from keras_efficient.kernels.numba_jit import jit
 from keras_efficient.kernels.numba_vectors import LENGTH
 from keras_efficient.kernels.numba_vectors import greatest
 from keras_efficient.kernels.numba_vectors import least
@@ -23,12 +21,8 @@ _FIFTEENTH = _F(1 / 15)
 _BOUND_MARGIN = _F(2.0**-8)
 _SMALLEST_UNIT = _F(2.0**-126)
 
-_jit = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, cache=True
-)
 
-
-@_jit
+@jit
 def round_to_bfloat16(x):
     """Round a float32 to the nearest bfloat16, ties to even."""
     bits = to_bits(x)
@@ -36,13 +30,13 @@ def round_to_bfloat16(x):
     return from_bits(bits & np.int32(-0x10000))
 
 
-@_jit
+@jit
 def bfloat16_bits(x):
     """Return the upper half of a float32 that `round_to_bfloat16` returned."""
     return np.uint16((to_bits(x) >> 16) & np.int32(0xFFFF))
 
 
-@_jit
+@jit
 def fill_noise(work, at, size, position, key):
     """Write uniform noise, or the middle where `key` is negative.
 
@@ -66,7 +60,7 @@ def fill_noise(work, at, size, position, key):
         work[at + i] = _F(np.int32(x >> np.uint32(8))) * _F(2.0**-24)
 
 
-@_jit
+@jit
 def decode(work, at, codes, low, high, fused):
     """Decode a bucket: its bytes, and its bounds as bfloat16 bits."""
     half = codes.size
@@ -84,7 +78,7 @@ def decode(work, at, codes, low, high, fused):
                 work[at + j] = low + _F(step) * unit
 
 
-@_jit
+@jit
 def encode(work, at, codes, factor, beyond, fused):
     """Encode a bucket, `factor` times what stands at `work[at]` and after.
 
@@ -118,7 +112,7 @@ def encode(work, at, codes, factor, beyond, fused):
     return bfloat16_bits(low), bfloat16_bits(high)
 
 
-@_jit
+@jit
 def _bounds(work, at, half):
     low = high = work[at]
     even = half // LENGTH * LENGTH
@@ -131,7 +125,7 @@ def _bounds(work, at, half):
     return low, high
 
 
-@_jit
+@jit
 def _step(work, at, factor, low, scale, beyond, fused):
     x = factor * work[at] - low
     if fused:

@@ -6,8 +6,6 @@ divided into, and where these end among those of all tensors. Threads take one
 part after another, so that none waits for one that the system has stopped.
 """
 
-import functools
-
 import numba
 import numpy as np
 from llvmlite import ir
@@ -15,11 +13,9 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-_WORD = ir.IntType(64)
+from keras_efficient.kernels.numba_jit import jit
 
-_jit = functools.partial(
-    numba.njit, error_model="numpy", nogil=True, cache=True
-)
+_WORD = ir.IntType(64)
 
 
 def add_parts(table, sizes, entries):
@@ -39,7 +35,7 @@ def count_threads(sizes, entries):
     return min(int(np.sum(sizes)) // entries, numba.config.NUMBA_NUM_THREADS)
 
 
-@_jit
+@jit
 def take_part(taken, table, tensor):
     """Take the next part of the work.
 
@@ -61,7 +57,7 @@ def take_part(taken, table, tensor):
     return tensor, part - (table[tensor, -1] - parts), parts
 
 
-@_jit
+@jit
 def array_at(address, shape, like):
     """Return the array at an address, of the dtype of the array `like`."""
     return numba.carray(_pointer(address, like), shape)

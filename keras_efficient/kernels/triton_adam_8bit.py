@@ -1,7 +1,6 @@
 """The step of `keras_efficient.ops.adam_8bit_step` in one pass, on CUDA."""
 
 import numpy as np
-import torch
 import triton
 import triton.language as tl
 
@@ -46,15 +45,9 @@ def adam_8bit_many(
         options: The five numbers beta_1, 1 - beta_1, beta_2, 1 - beta_2 and
             epsilon, on the host.
     """
-    numbers = [
-        tm.scalar(x, dtype, likes[0])
-        for x, dtype in (
-            (learning_rate, torch.float32),
-            (momentum_bias, torch.float32),
-            (velocity_bias, torch.float32),
-            (step, torch.int32),
-        )
-    ]
+    numbers = tm.scalars(
+        *(learning_rate, momentum_bias, velocity_bias, step, likes[0])
+    )
     table = np.array(table, "int64")
     table = table[table[:, 6] * table[:, 7] > 0]
     is_aligned = table[:, 7] % 32 == 0

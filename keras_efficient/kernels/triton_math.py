@@ -66,14 +66,21 @@ def subtract(parameter, step, dtype: tl.constexpr):
     return moved.to(dtype)
 
 
-def scalar(value, dtype, like):
-    """Return a tensor that a kernel can read a number from.
+def scalars(learning_rate, momentum_bias, velocity_bias, step, like):
+    """Return tensors that a kernel can read these numbers from.
 
     A tensor that is on the GPU stays there: nobody waits for it.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
-    return torch.as_tensor(value, dtype=dtype, device=like.device).reshape(1)
+
+    def scalar(x, dtype):
+        x = x.item() if isinstance(x, np.generic) else x
+        return torch.as_tensor(x, dtype=dtype, device=like.device).reshape(1)
+
+    floats = learning_rate, momentum_bias, velocity_bias
+    return [
+        *(scalar(x, torch.float32) for x in floats),
+        scalar(step, torch.int32),
+    ]
 
 
 def device_of(tensor):

@@ -73,15 +73,9 @@ def micro_adam_many(
     """
     window, k, block_size, bucket_size = layout
     like = likes[0]
-    rate, *biases, step = [
-        tm.scalar(x, dtype, like)
-        for x, dtype in (
-            (learning_rate, torch.float32),
-            (momentum_bias, torch.float32),
-            (velocity_bias, torch.float32),
-            (step, torch.int32),
-        )
-    ]
+    rate, *biases, step = tm.scalars(
+        *(learning_rate, momentum_bias, velocity_bias, step, like)
+    )
     b_1, c_1, b_2, c_2, epsilon, alpha, rest = map(float, options)
     table = np.array(table, "int64")
     alignment = alignment_of(table[:, :9])

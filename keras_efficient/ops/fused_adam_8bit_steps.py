@@ -1,19 +1,17 @@
 import functools
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.kernels import policy
 from keras_efficient.kernels import traits
 from keras_efficient.kernels.tensors import as_matrix
-from keras_efficient.kernels.tensors import framework_of
 from keras_efficient.ops.adam_step import adam_biases
+from keras_efficient.ops.fused_steps import FLOATS
+from keras_efficient.ops.fused_steps import fused_steps
 from keras_efficient.ops.quantize_8bit import is_along_last
 from keras_efficient.ops.quantize_8bit import scale_shape
 
-FLOATS = ("float32", "bfloat16")
 DTYPES = {
     "parameter": FLOATS,
     "momentum_codes": ("int8",),
@@ -71,9 +69,6 @@ def fused_adam_8bit_steps(
         List with `(parameter, momentum_codes, momentum_scale, velocity_codes,
         velocity_scale)` for each tensor, or `None` where no kernel serves it.
     """
-    # The partitioner of XLA cannot divide a kernel.
-    if keras.distribution.distribution() is not None:
-        return [None] * len(parameters)
     rows = [(x, *s, g) for x, s, g in zip(parameters, states, gradients)]
     options = (beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon)
     numbers = (
@@ -82,12 +77,13 @@ def fused_adam_8bit_steps(
         step,
         np.array(options, "float32"),
     )
-    if framework_of(parameters) == "torch":
-        return _step_many(rows, seeds, numbers)
-    return [_step(row, numbers, seed) for row, seed in zip(rows, seeds)]
+    step_many = functools.partial(_step_many, numbers)
+    return fused_steps(
+        rows, seeds, step_many, functools.partial(_step, numbers)
+    )
 
 
-def _step_many(rows, seeds, numbers):
+def _step_many(numbers, rows, seeds):
     from keras_efficient.kernels.torch_table import Row
     from keras_efficient.kernels.torch_table import step_many
 
@@ -117,12 +113,7 @@ def _layout(shape):
     return (shape, shape, scale, shape, scale, shape), sizes
 
 
-def _step(row, numbers, seed):
-    for x in (row[0], row[-1]):
-        if keras.backend.standardize_dtype(x.dtype) not in FLOATS:
-            return None
-    if policy.choose(*row) is None:
-        return None
+def _step(numbers, row, seed):
     from keras_efficient.kernels.numba_adam_8bit import adam_8bit
 
     _, (rows, _, _) = _layout(tuple(row[0].shape))

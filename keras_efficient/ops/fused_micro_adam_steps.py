@@ -1,17 +1,15 @@
 import functools
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.kernels import policy
 from keras_efficient.kernels import traits
 from keras_efficient.kernels.tensors import as_matrix
-from keras_efficient.kernels.tensors import framework_of
 from keras_efficient.ops.adam_step import adam_biases
+from keras_efficient.ops.fused_steps import FLOATS
+from keras_efficient.ops.fused_steps import fused_steps
 
-FLOATS = ("float32", "bfloat16")
 DTYPES = {
     "parameter": FLOATS,
     "indices": ("uint8", "int16"),
@@ -79,24 +77,20 @@ def fused_micro_adam_steps(
         List with `(parameter, indices, values, written, codes, low, high,
         velocity)` for each tensor, or `None` where no kernel serves it.
     """
-    # The partitioner of XLA cannot divide a kernel.
-    if keras.distribution.distribution() is not None:
-        return [None] * len(parameters)
     rows = [(x, *s, g) for x, s, g in zip(parameters, states, gradients)]
     options = (beta_1, 1 - beta_1, beta_2, 1 - beta_2)
     options = np.array((*options, epsilon, alpha, 1 - alpha), "float32")
     biases = biases or adam_biases(step, beta_1, beta_2)
     numbers = learning_rate, *biases, step, options
     choices = rounding == "stochastic", bias_correction == "window"
-    if framework_of(parameters) == "torch":
-        return _step_many(rows, block_size, seeds, (*numbers, *choices))
-    return [
-        _step(row, numbers, block_size, seed, choices)
-        for row, seed in zip(rows, seeds)
-    ]
+    shared = numbers, block_size, choices
+    step_many = functools.partial(_step_many, *shared)
+    return fused_steps(
+        rows, seeds, step_many, functools.partial(_step, *shared)
+    )
 
 
-def _step_many(rows, block_size, seeds, numbers):
+def _step_many(numbers, block_size, choices, rows, seeds):
     from keras_efficient.kernels.torch_table import Row
     from keras_efficient.kernels.torch_table import step_many
 
@@ -107,7 +101,8 @@ def _step_many(rows, block_size, seeds, numbers):
         size, shapes = _shapes(row[0].shape, *layout)
         if size:
             described.append(Row(row, shapes, (size, seed), layout))
-    served = iter(step_many(described, DTYPES, _find_kernel, *numbers))
+    arguments = *numbers, *choices
+    served = iter(step_many(described, DTYPES, _find_kernel, *arguments))
     return [
         row[:-1] if row[0].numel() and next(served) else None for row in rows
     ]
@@ -142,13 +137,8 @@ def _shapes(shape, window, k, block_size, bucket_size):
     return size, (shape, *state, shape)
 
 
-def _step(row, numbers, block_size, seed, choices):
+def _step(numbers, block_size, choices, row, seed):
     if not math.prod(row[0].shape):
-        return None
-    for x in (row[0], row[-1]):
-        if keras.backend.standardize_dtype(x.dtype) not in FLOATS:
-            return None
-    if policy.choose(*row) is None:
         return None
     from keras_efficient.kernels.numba_micro_adam import micro_adam
 

@@ -154,7 +154,7 @@ def photograph_batches(batch_size):
         yield x.astype("float32"), y
 
 
-# Function that builds the model, batches, loss, and learning rate.
+# Function that builds the model, batches, and loss.
 NETWORKS = {
     "transformer": (
         transformer,

@@ -41,7 +41,7 @@ def serve(connection, mode, network, contender, batch_size):
                 trained = make(mode, network, contender, *size)
                 batches = NETWORKS[network][1](batch_size)
                 for _ in range(WARM_UP):
-                    one_step(trained, next(batches))
+                    trained.step(*next(batches))
                 connection.send(trained.count_params())
             else:
                 connection.send(one_step(trained, next(batches)))
