@@ -19,6 +19,19 @@ def fresh_compiler():
 
 
 @pytest.fixture
+def quick_compiler():
+    """Optimize less, on JAX: for programs that run once or twice."""
+    if keras.config.backend() != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def float64():
     """Float64 wherever the backend has it (it is off by default on JAX)."""
     if keras.config.backend() == "jax":

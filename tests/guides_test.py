@@ -182,19 +182,6 @@ def test_a_guide_that_fails_is_told(tmp_path, monkeypatch, capsys):
     assert "fine" not in printed and printed.count("FAILED") == 1
 
 
-@pytest.fixture
-def quick_compiler():
-    """Compile quickly what runs for two steps (JAX)."""
-    if keras.config.backend() != "jax":
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # Compiling takes minutes: what is run on the backends that compile. The others
 # are run there by `tools/check_guides.py`.
 COMPILED = {"custom_training_loop", "your_own_reversible_block"}

@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,14 +46,19 @@ def main():
     workers = ["-n", str(os.cpu_count()), "--dist", "worksteal"]
     for backend in options.backend or BACKENDS:
         print(f"\n===== {backend} =====", flush=True)
-        results[backend] = run(
-            ["pytest", "-q", *workers, *pytest_arguments],
-            KERAS_BACKEND=backend,
-            TF_CPP_MIN_LOG_LEVEL="3",
-            # Threads that wait for each other spin; with as many processes as
-            # cores they cost ten times what they do.
-            OMP_NUM_THREADS="1",
-        )
+        with tempfile.TemporaryDirectory() as cache:
+            results[backend] = run(
+                ["pytest", "-q", *workers, *pytest_arguments],
+                KERAS_BACKEND=backend,
+                TF_CPP_MIN_LOG_LEVEL="3",
+                # Threads that wait for each other spin; with as many processes
+                # as cores they cost ten times what they do.
+                OMP_NUM_THREADS="1",
+                # What one process has compiled serves all.
+                JAX_COMPILATION_CACHE_DIR=cache,
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+                JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+            )
 
     table = Table("", "result", "seconds")
     for name, (code, seconds) in results.items():

@@ -2,9 +2,6 @@ import math
 
 from keras import ops
 
-from keras_efficient.ops.joined_blocks import concatenate
-from keras_efficient.ops.joined_blocks import cut
-
 # Entries that are worked on at a time: a dozen temporaries of 4 bytes each.
 BATCH_SIZE = 2**22
 
@@ -82,21 +79,38 @@ def batches(rows):
 
 
 def _step_plain(optimizer, rows, learning_rate):
-    sizes = [math.prod(row[1].shape) for row in rows]
-    tensors = [
-        (ops.cast(gradient, "float32"), *state)
-        for _, _, _, gradient, state in rows
-    ]
+    _, variables, _, gradients, states = zip(*rows)
+    old_states = [*zip(*states)]
     gradient, *state = (
-        concatenate([ops.reshape(x, (-1,)) for x in column])
-        for column in zip(*tensors)
+        _join(column, like=states[0][0]) for column in (gradients, *old_states)
     )
-    results = optimizer._step_plain(gradient, state, None)
-    columns = [cut(x, sizes) for x in results]
-    for row, parts in zip(rows, zip(*columns)):
-        shape = row[1].shape
-        parts = [ops.reshape(part, shape) for part in parts]
-        assign(optimizer, row, parts, learning_rate)
+    update, *state = optimizer._step_plain(gradient, state, None)
+    for old, new in zip(old_states, state, strict=True):
+        for tensor, part in _split(new, old):
+            tensor.copy_(part)
+    # `CompressedOptimizer._move`, for all of them.
+    values = [variable.value.detach() for variable in variables]
+    for value, part in _split(learning_rate * update, values):
+        value.sub_(part.to(value.dtype))
+
+
+# In methods of PyTorch's tensors: a call of `keras.ops` for each of hundreds
+# of small tensors takes ten times as long as the step itself.
+
+
+def _join(tensors, like):
+    """Copy tensors into one, of the dtype and on the device of `like`."""
+    sizes = [x.numel() for x in tensors]
+    joined = like.new_empty(sum(sizes))
+    for part, x in zip(joined.split(sizes), tensors):
+        part.view(x.shape).copy_(x)
+    return joined
+
+
+def _split(joined, tensors):
+    """Undo `_join`: pairs of each tensor and what `joined` has for it."""
+    parts = joined.split([x.numel() for x in tensors])
+    return [(x, part.view(x.shape)) for x, part in zip(tensors, parts)]
 
 
 def step_each(optimizer, step, rows, learning_rate):

@@ -15,6 +15,8 @@ from tests.gradients import to_numpy
 from tests.twins import batch
 from tests.twins import relative_errors
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 BACKEND = keras.config.backend()
 
 

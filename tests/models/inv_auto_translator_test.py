@@ -9,7 +9,10 @@ from keras_efficient import models
 from keras_efficient.autodiff.functional_call import values
 from keras_efficient.models.unpaired_batches import UnpairedBatches
 
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* maps")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer .* maps"),
+    pytest.mark.usefixtures("quick_compiler"),
+]
 
 MODES = {
     "jax": [{"jit_compile": True}],

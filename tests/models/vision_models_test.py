@@ -49,11 +49,14 @@ DROPPED = {
 each_model = pytest.mark.parametrize("name", TABLE)
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """On JAX, compile less: nothing for initial values, and hardly optimized.
+    """Compile nothing for initial values.
 
-    Otherwise most of the time goes by before the first step.
+    On JAX, most of the time would go by before the first step.
     """
 
     def draw(self, shape, dtype=None):
@@ -64,14 +67,6 @@ def quick(monkeypatch):
     for initializer in ("TruncatedNormal", "VarianceScaling"):
         initializer = getattr(keras.initializers, initializer)
         monkeypatch.setattr(initializer, "__call__", draw)
-    if keras.config.backend() != "jax":
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def images(model):
