@@ -159,8 +159,8 @@ for measuring, or for a network that hardly fits.
 
 TensorFlow's allocator under oneDNN keeps what it has got: the second step uses
 what the first one has left, and the process does not grow, the control no
-more than the reversible network. `TF_ENABLE_ONEDNN_OPTS=0` turns that off.
-(On other backends it does nothing.)
+more than the reversible network. `TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1` gives it
+the allocator of the system. (On other backends it does nothing.)
 
 Such variables have to be there when the process starts. So this guide starts
 itself again for each line, with `--peak`, and the reversible network has its
@@ -170,10 +170,10 @@ control there, too.
 SETTINGS = {
     "as it is": {},
     "MALLOC_MMAP_THRESHOLD_=131072": {"MALLOC_MMAP_THRESHOLD_": "131072"},
-    "TF_ENABLE_ONEDNN_OPTS=0": {"TF_ENABLE_ONEDNN_OPTS": "0"},
+    "TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1": {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1"},
     "both": {
         "MALLOC_MMAP_THRESHOLD_": "131072",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",
     },
 }
 

@@ -20,7 +20,8 @@ def peak_bytes(function):
     variable `MALLOC_MMAP_THRESHOLD_=131072`. What is called for the first time
     is traced and compiled, which takes memory too: call it once before. And
     TensorFlow's oneDNN keeps what it has freed, out of reach, unless the
-    environment variable `TF_ENABLE_ONEDNN_OPTS` is `0` before it is loaded.
+    environment variable `TF_ONEDNN_USE_SYSTEM_ALLOCATOR` is `1` before it is
+    loaded.
 
     Args:
         function: Function without arguments. What it returns is dropped.

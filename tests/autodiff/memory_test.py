@@ -130,7 +130,7 @@ def growth_of_peak(kind, mode):
             "PYTHONPATH": str(ROOT),
             # Freed memory goes back to the system at once: oneDNN's allocator
             # would keep what the first step took.
-            "TF_ENABLE_ONEDNN_OPTS": "0",
+            "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",
             "MALLOC_ARENA_MAX": "1",
             "MALLOC_MMAP_THRESHOLD_": "65536",
         },

@@ -194,7 +194,7 @@ def test_predicts_the_peak_of_the_process():
         "PYTHONPATH": str(ROOT),
         # The process gives back what it frees.
         "MALLOC_MMAP_THRESHOLD_": "131072",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",
     }
     script = Path(__file__).with_name("predicted_peak.py")
     output = subprocess.run(
