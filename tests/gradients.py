@@ -44,7 +44,8 @@ def _jax(model, inputs, mode):
     return outputs, d_inputs, d_params
 
 
-# Compiled once for several steps, and for a model and its twin.
+# Compiled once for the steps of a model and its twin, and again where what is
+# trainable has changed.
 @functools.lru_cache(maxsize=2)
 def _jax_program(model, trainable):
     import jax
