@@ -1,7 +1,5 @@
 """One training pass of a model on any backend, with all its gradients."""
 
-import functools
-
 import keras
 from keras import ops
 
@@ -34,23 +32,11 @@ def _total(model, inputs, call):
 
 
 def _jax(model, inputs, mode):
-    params = [v.value for v in model.trainable_variables]
-    state = [v.value for v in model.non_trainable_variables]
-    gradient = _jax_program(model, _trainable(model))
-    found, (outputs, new_state) = gradient(params, inputs, state)
-    for variable, value in zip(model.non_trainable_variables, new_state):
-        variable.assign(value)
-    d_params, d_inputs = found
-    return outputs, d_inputs, d_params
-
-
-# Compiled once for the steps of a model and its twin, and again where what is
-# trainable has changed.
-@functools.lru_cache(maxsize=2)
-def _jax_program(model, trainable):
     import jax
 
-    def total(params, inputs, state):
+    state = [v.value for v in model.non_trainable_variables]
+
+    def total(params, inputs):
         new_state = None
 
         def call(x):
@@ -63,19 +49,15 @@ def _jax_program(model, trainable):
         loss, outputs = _total(model, inputs, call)
         return loss, (outputs, new_state)
 
-    return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
-
-
-def _trainable(model):
-    return tuple(v.trainable for v in model.variables)
+    params = [v.value for v in model.trainable_variables]
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    (d_params, d_inputs), (outputs, new_state) = gradient(params, inputs)
+    for variable, value in zip(model.non_trainable_variables, new_state):
+        variable.assign(value)
+    return outputs, d_inputs, d_params
 
 
 def _tensorflow(model, inputs, mode):
-    return _tensorflow_program(model, mode, _trainable(model))(inputs)
-
-
-@functools.lru_cache(maxsize=2)
-def _tensorflow_program(model, mode, trainable):
     import tensorflow as tf
 
     params = [v.value for v in model.trainable_variables]
@@ -89,9 +71,9 @@ def _tensorflow_program(model, mode, trainable):
         d_inputs, d_params = tape.gradient(loss, (inputs, params))
         return outputs, d_inputs, d_params
 
-    if mode == "eager":
-        return step
-    return tf.function(step, jit_compile=mode == "xla")
+    if mode != "eager":
+        step = tf.function(step, jit_compile=mode == "xla")
+    return step(inputs)
 
 
 def _torch(model, inputs, mode):
