@@ -330,7 +330,7 @@ def draw(results, pairs, path):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument(

@@ -1,5 +1,13 @@
+import gc
+
 import keras
 import pytest
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: garbage collection is to skip it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +26,12 @@ def fresh_compiler():
         jax.clear_caches()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick_compiler():
-    """Optimize less, on JAX: for programs that run once or twice."""
+    """Optimize less, on JAX: most programs of tests run once or twice.
+
+    Where rounding matters, a fixture of this name stands for it.
+    """
     if keras.config.backend() != "jax":
         yield
         return

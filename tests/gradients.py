@@ -20,9 +20,21 @@ def gradients(model, inputs, mode=MODES[0]):
     Differentiated is the sum of the squares of all outputs and of the losses
     that layers added. Non-trainable variables are updated, as in training.
     """
-    inputs = [ops.convert_to_tensor(x) for x in inputs]
-    run = globals()[f"_{keras.config.backend()}"]
-    return tuple(to_numpy(part) for part in run(model, inputs, mode))
+    return gradient_step(model, mode)(inputs)
+
+
+def gradient_step(model, mode=MODES[0]):
+    """Return a function from inputs to `gradients`, compiled once.
+
+    It is of the model as it is: what changes later goes unnoticed.
+    """
+    step = globals()[f"_{keras.config.backend()}"](model, mode)
+
+    def run(inputs):
+        parts = step([ops.convert_to_tensor(x) for x in inputs])
+        return tuple(to_numpy(part) for part in parts)
+
+    return run
 
 
 def _total(model, inputs, call):
@@ -31,12 +43,10 @@ def _total(model, inputs, call):
     return sum(ops.sum(y * y) for y in outputs) + sum(losses), outputs
 
 
-def _jax(model, inputs, mode):
+def _jax(model, mode):
     import jax
 
-    state = [v.value for v in model.non_trainable_variables]
-
-    def total(params, inputs):
+    def total(params, inputs, state):
         new_state = None
 
         def call(x):
@@ -49,15 +59,22 @@ def _jax(model, inputs, mode):
         loss, outputs = _total(model, inputs, call)
         return loss, (outputs, new_state)
 
-    params = [v.value for v in model.trainable_variables]
     gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
-    (d_params, d_inputs), (outputs, new_state) = gradient(params, inputs)
-    for variable, value in zip(model.non_trainable_variables, new_state):
-        variable.assign(value)
-    return outputs, d_inputs, d_params
+
+    def step(inputs):
+        params = [v.value for v in model.trainable_variables]
+        state = [v.value for v in model.non_trainable_variables]
+        (d_params, d_inputs), (outputs, new_state) = gradient(
+            params, inputs, state
+        )
+        for variable, value in zip(model.non_trainable_variables, new_state):
+            variable.assign(value)
+        return outputs, d_inputs, d_params
+
+    return step
 
 
-def _tensorflow(model, inputs, mode):
+def _tensorflow(model, mode):
     import tensorflow as tf
 
     params = [v.value for v in model.trainable_variables]
@@ -71,19 +88,23 @@ def _tensorflow(model, inputs, mode):
         d_inputs, d_params = tape.gradient(loss, (inputs, params))
         return outputs, d_inputs, d_params
 
-    if mode != "eager":
-        step = tf.function(step, jit_compile=mode == "xla")
-    return step(inputs)
+    if mode == "eager":
+        return step
+    return tf.function(step, jit_compile=mode == "xla")
 
 
-def _torch(model, inputs, mode):
+def _torch(model, mode):
     import torch
 
-    inputs = [x.detach().requires_grad_() for x in inputs]
     params = [v.value for v in model.trainable_variables]
-    loss, outputs = _total(
-        model, inputs, lambda x: (model(x, training=True), model.losses)
-    )
-    found = torch.autograd.grad(loss, [*inputs, *params])
-    outputs = [y.detach() for y in outputs]
-    return outputs, found[: len(inputs)], found[len(inputs) :]
+
+    def step(inputs):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        loss, outputs = _total(
+            model, inputs, lambda x: (model(x, training=True), model.losses)
+        )
+        found = torch.autograd.grad(loss, [*inputs, *params])
+        outputs = [y.detach() for y in outputs]
+        return outputs, found[: len(inputs)], found[len(inputs) :]
+
+    return step

@@ -188,7 +188,6 @@ COMPILED = {"custom_training_loop", "your_own_reversible_block"}
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 @each_guide
 def test_a_guide_runs(guide, tmp_path, monkeypatch, capsys):
     if keras.config.backend() != "torch" and guide.stem not in COMPILED:

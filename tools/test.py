@@ -52,8 +52,10 @@ def main():
                 KERAS_BACKEND=backend,
                 TF_CPP_MIN_LOG_LEVEL="3",
                 # Threads that wait for each other spin; with as many processes
-                # as cores they cost ten times what they do.
+                # as cores they cost ten times what they do. Numba has threads
+                # of its own number.
                 OMP_NUM_THREADS="1",
+                OMP_WAIT_POLICY="passive",
                 # What one process has compiled serves all.
                 JAX_COMPILATION_CACHE_DIR=cache,
                 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",

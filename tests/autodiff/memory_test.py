@@ -112,19 +112,18 @@ def test_pitfall_02_bytes_kept_do_not_grow_with_depth(measure, depths):
 )
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 def test_pitfall_03_peak_of_a_tensorflow_process_does_not_grow_with_depth(mode):
-    reversible, plain = (
-        growth_of_peak(kind, mode) for kind in ("reversible", "plain")
-    )
-    # 30 blocks, each with at least two streams of 32768 x 64 float32.
-    assert plain > 30 * 2 * 8
+    reversible, plain = growth_of_peak(mode)
+    # 14 blocks, each with at least two streams of 32768 x 64 float32. One such
+    # tensor more or less, as compilers schedule, is not growth.
+    assert plain > 14 * 2 * 8
     assert reversible < 0.02 * plain
 
 
-def growth_of_peak(kind, mode):
-    """MB a step takes with 32 blocks less what it takes with 2."""
+def growth_of_peak(mode):
+    """MB a step takes with 16 blocks less what it takes with 2."""
     script = ROOT / "tests" / "autodiff" / "peak_memory.py"
     done = subprocess.run(
-        [sys.executable, script, kind, mode, "2", "32"],
+        [sys.executable, script, mode, "2", "16"],
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -139,5 +138,4 @@ def growth_of_peak(kind, mode):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    few, many = json.loads(done.stdout)
-    return many - few
+    return [many - few for few, many in json.loads(done.stdout)]

@@ -1,8 +1,9 @@
 """Print the memory that one training step takes at its peak.
 
-`python peak_memory.py reversible|plain eager|graph|xla DEPTH [DEPTH ...]`
-prints a list of MB, one entry a depth. What tracing and compiling take does
-not count: the step that is measured is the second one. Linux only.
+`python peak_memory.py eager|graph|xla DEPTH [DEPTH ...]` prints two lists of
+MB, an entry a depth: of a reversible model and of its plain twin. What tracing
+and compiling take does not count: the step measured is the second one. Linux
+only.
 """
 
 import functools
@@ -49,6 +50,8 @@ def peak(depth, reversible, mode):
 
 
 if __name__ == "__main__":
-    kind, mode, *depths = sys.argv[1:]
-    peaks = [peak(int(n), kind == "reversible", mode) for n in depths]
+    mode, *depths = sys.argv[1:]
+    peaks = [
+        [peak(int(n), kind, mode) for n in depths] for kind in (True, False)
+    ]
     print(json.dumps(peaks))

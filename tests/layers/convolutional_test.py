@@ -13,8 +13,6 @@ from tests.gradients import to_numpy
 from tests.models import vision_reference as reference
 from tests.twins import batch
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 FORMATS = ("channels_last", "channels_first")
 
 

@@ -17,8 +17,6 @@ from tests.twins import Rotation
 from tests.twins import batch
 from tests.twins import relative_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 WIDTHS = (3, 4, 3, 4, 3, 4)
 
 

@@ -92,7 +92,8 @@ def test_pitfall_11_scale_is_kept_away_from_zero(scale, float64):
 def test_channels_first_scales(float64):
     class Shift(layers.Layer):
         def call(self, inputs):
-            return ops.tanh(sum(inputs))
+            total = sum(inputs)  # no `tanh`: on JAX it is of float32
+            return total / (1 + total * total)
 
     run = ReversibleSequence(
         [ReversibleColumn([Shift()] * 2, i == 0, axis=1) for i in range(3)]

@@ -14,8 +14,6 @@ from tests.gradients import to_numpy
 from tests.twins import batch
 from tests.twins import relative_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PADDING = np.array([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], "bool")
 ANY = np.random.default_rng(1).random((2, 5, 5)) < 0.6
 SOURCE_PADDING = np.array([[1, 1, 0], [1, 1, 1]], "bool")

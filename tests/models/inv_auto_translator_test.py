@@ -9,10 +9,7 @@ from keras_efficient import models
 from keras_efficient.autodiff.functional_call import values
 from keras_efficient.models.unpaired_batches import UnpairedBatches
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Layer .* maps"),
-    pytest.mark.usefixtures("quick_compiler"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Layer .* maps")
 
 MODES = {
     "jax": [{"jit_compile": True}],

@@ -22,8 +22,6 @@ from tests.twins import relative_errors
 keras_hub = pytest.importorskip("keras_hub")
 from keras_efficient.models import hub  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 # Given tokens of unequal number; zeros are to be written.
 PROMPT = {
     "token_ids": np.array([[5, 7, 2, 0, 0, 0, 0], [1, 2, 3, 4, 0, 0, 0]]),

@@ -15,8 +15,6 @@ from tests.layers.reversible_transformer_test import scatter
 from tests.twins import batch
 from tests.twins import relative_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 TOKENS = np.random.default_rng(5).integers(0, 11, (2, 6)).astype("int32")
 
 

@@ -49,9 +49,6 @@ DROPPED = {
 each_model = pytest.mark.parametrize("name", TABLE)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Compile nothing for initial values.

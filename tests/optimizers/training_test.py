@@ -100,14 +100,14 @@ def digits():
         ]
     )
     x = (x / 16).reshape(-1, 8, 8, 1).astype("float32")
-    return model, LOSS, x[:512], y[:512]
+    return model, LOSS, x[:256], y[:256]
 
 
 def text():
     """A small transformer on the documentation of Python."""
     characters = pydoc_data.topics.topics["lambda"] * 4
     codes = np.frombuffer(characters.encode("ascii", "replace"), "uint8")
-    windows = np.lib.stride_tricks.sliding_window_view(codes, 17)[:512]
+    windows = np.lib.stride_tricks.sliding_window_view(codes, 17)[:256]
     inputs = keras.Input((16,), dtype="int32")
     x = layers.Embedding(128, 64)(inputs)
     places = ops.ones_like(inputs) * ops.arange(16)

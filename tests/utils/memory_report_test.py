@@ -15,8 +15,6 @@ from keras_efficient.utils import memory_report
 from keras_efficient.utils import optimizer_state_bytes
 from keras_efficient.utils import saved_activation_bytes
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 BACKEND = keras.config.backend()
 ROOT = Path(__file__).resolve().parents[2]
 
