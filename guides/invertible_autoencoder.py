@@ -295,7 +295,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--widths", default="64-64-64", help="of the encoder")
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument(

@@ -26,13 +26,16 @@ def fresh_compiler():
         jax.clear_caches()
 
 
-@pytest.fixture(autouse=True)
-def quick_compiler():
-    """Optimize less, on JAX: most programs of tests run once or twice.
+@pytest.fixture
+def full_compiler():
+    """Asked for by tests of what depends on how a compiler rounds."""
 
-    Where rounding matters, a fixture of this name stands for it.
-    """
-    if keras.config.backend() != "jax":
+
+@pytest.fixture(autouse=True)
+def quick_compiler(request):
+    """Optimize less, on JAX: most programs of tests run once or twice."""
+    full = "full_compiler" in request.fixturenames
+    if full or keras.config.backend() != "jax":
         yield
         return
     import jax

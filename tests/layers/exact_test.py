@@ -22,11 +22,6 @@ from tests.twins import twins
 BACKEND = keras.config.backend()
 
 
-@pytest.fixture(autouse=True)
-def quick_compiler():
-    """Not here: what is compared depends on how the compiler rounds."""
-
-
 def block(width=32, policy=None):
     """Half a step: with 48 of them compilation takes its time already."""
 
@@ -71,7 +66,7 @@ class Spy(layers.Layer):
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("exact", [True, False])
 def test_pitfall_21_reconstruction_is_equal_bit_for_bit(
-    exact, policy, mode, request
+    exact, policy, mode, request, full_compiler
 ):
     if mode == "graph":  # see `exact` in the docstring
         import tensorflow as tf

@@ -2,5 +2,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def quick_compiler():
-    """Not here: what is compared depends on how the compiler rounds."""
+def full_compiler():
+    """For all tests here: they compare what depends on rounding."""
