@@ -48,7 +48,7 @@ every_coupling = pytest.mark.parametrize(
 )
 @every_coupling
 def test_pitfall_01_gradients_equal_those_of_stored_activations(
-    coupling, depth, mode, float64
+    coupling, depth, mode, float64, full_compiler
 ):
     model, plain = twins(lambda: [coupling() for _ in range(depth)], ExactDense)
     x = batch(6, 8, dtype="float64")
