@@ -52,8 +52,8 @@ def main():
                 KERAS_BACKEND=backend,
                 TF_CPP_MIN_LOG_LEVEL="3",
                 # Threads that wait for each other spin; with as many processes
-                # as cores they cost ten times what they do. Numba has threads
-                # of its own number.
+                # as cores they cost ten times what they do. Numba does not ask
+                # how many there may be, so its threads are to sleep.
                 OMP_NUM_THREADS="1",
                 OMP_WAIT_POLICY="passive",
                 # What one process has compiled serves all.

@@ -113,17 +113,16 @@ def test_pitfall_02_bytes_kept_do_not_grow_with_depth(measure, depths):
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 def test_pitfall_03_peak_of_a_tensorflow_process_does_not_grow_with_depth(mode):
     reversible, plain = growth_of_peak(mode)
-    # 14 blocks, each with at least two streams of 32768 x 64 float32. One such
-    # tensor more or less, as compilers schedule, is not growth.
-    assert plain > 14 * 2 * 8
+    # 30 blocks, each with at least two streams of 32768 x 64 float32.
+    assert plain > 30 * 2 * 8
     assert reversible < 0.02 * plain
 
 
 def growth_of_peak(mode):
-    """MB a step takes with 16 blocks less what it takes with 2."""
+    """MB a step takes with 32 blocks less what it takes with 2."""
     script = ROOT / "tests" / "autodiff" / "peak_memory.py"
     done = subprocess.run(
-        [sys.executable, script, mode, "2", "16"],
+        [sys.executable, script, mode, "2", "32"],
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
