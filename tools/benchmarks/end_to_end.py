@@ -17,9 +17,11 @@ budget. Search ends at `--limit` times the depth or parameters of the plain
 network, where the table says "or more". Then all contenders, each in a process
 of its own and at the size found, take turns: a step each a round.
 
-"MB" is the most that a step took: parameters and optimizer state, and what the
-process held at its peak above what it held before the step (on a GPU, the
-device). Compilers and frameworks themselves do not count. "ms" is the median
+"MB" is what a step took: parameters and optimizer state, and what the process
+held at its peak above what it held before the step (on a GPU, the device).
+Compilers and frameworks themselves do not count. Bytes are measured in other
+processes than times, because an allocator that gives back at once what is
+freed, as that needs, makes a step take up to twice as long. "ms" is the median
 over rounds, "a parameter" the ratio to the plain network of the time a step
 and parameter, also a median over rounds. "loss" is that of the last round.
 
@@ -33,6 +35,7 @@ import multiprocessing
 import os
 import statistics
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from rich.box import SIMPLE
@@ -53,9 +56,8 @@ CONTENDERS = (
 )
 EXAMPLES_A_GIB = 64
 # So that what is freed goes back to the system, and the peak is one.
-ENVIRONMENT = {
+FOR_PEAKS = {
     "MALLOC_MMAP_THRESHOLD_": "131072",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",  # its own keeps all it had once
 }
 
@@ -90,7 +92,7 @@ def main(options):
     gib = options.budget or {"cpu": 2, "cuda": 8}[options.device]
     options.budget = round(gib * 2**30)
     options.batch_size = options.batch_size or round(EXAMPLES_A_GIB * gib) or 1
-    os.environ.update(ENVIRONMENT)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if options.device == "cpu":
         os.environ.update({"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"})
     found = []
@@ -114,41 +116,47 @@ def main(options):
 
 
 def compare(console, mode, network, goal, options):
-    """Find the size of each contender, and let all take turns."""
-    grown = GOALS[goal]
-    start, step = NETWORKS[network][grown]
-    size = {key: first for key, (first, _) in NETWORKS[network].items()}
+    """Return the rows of a table."""
     rows, limit = [], None
-    with contextlib.ExitStack() as stack:
-        for contender in options.contender or CONTENDERS:
-            if contender == "PyTorch" and mode != "torch":
-                continue
-            console.print(f"{mode}, {network}, {goal}: {contender} ...")
-            row = {"backend": mode, "network": network, "goal": goal}
-            row |= {"contender": contender, **size}
-            rows.append(row)
-            arguments = mode, network, contender, options.batch_size
-            ask = stack.enter_context(worker(arguments))
-
-            def peak_at(value, ask=ask, row=row):
-                row[grown] = value
-                row["parameters"] = ask((row["depth"], row["width"]))
-                return ask()[1]
-
-            try:
-                value = largest(peak_at, start, step, options.budget, limit)
-                if value != row[grown]:
-                    peak_at(value)
-            except RuntimeError as error:
-                row["fails"] = str(error)
-                continue
-            row |= {"at limit": value == limit, "ask": ask}
-            if limit is None:
-                # Parameters grow with the square of the width.
-                factor = options.limit ** (1 if grown == "depth" else 0.5)
-                limit = int(value * factor) // step * step
-        take_turns([row for row in rows if "fails" not in row], options.steps)
+    for contender in options.contender or CONTENDERS:
+        if contender == "PyTorch" and mode != "torch":
+            continue
+        console.print(f"{mode}, {network}, {goal}: {contender} ...")
+        row = {"backend": mode, "network": network, "goal": goal}
+        row["contender"] = contender
+        rows.append(row)
+        try:
+            limit = grow(row, limit, options)
+        except RuntimeError as error:
+            row["fails"] = str(error)
+    take_turns([row for row in rows if "fails" not in row], options)
     return rows
+
+
+def grow(row, limit, options):
+    """Add to a row the largest size that fits, its parameters and its peak.
+
+    Returns:
+        Integer, where the search of later contenders is to stop.
+    """
+    sizes, grown = NETWORKS[row["network"]], GOALS[row["goal"]]
+    smallest = {name: first for name, (first, _) in sizes.items()}
+    start, step = sizes[grown]
+    measured = {}
+    with worker(row, options.batch_size, FOR_PEAKS) as ask:
+
+        def peak_at(value):
+            size = smallest | {grown: value}
+            parameters = ask((size["depth"], size["width"]))
+            measured[value] = {"parameters": parameters, "peak": ask("peak")}
+            return measured[value]["peak"]
+
+        value = largest(peak_at, start, step, options.budget, limit)
+    row |= smallest | {grown: value} | measured[value]
+    row["at limit"] = value == limit
+    # Parameters grow with the square of the width.
+    factor = options.limit ** (1 if grown == "depth" else 0.5)
+    return limit or int(value * factor) // step * step
 
 
 def largest(peak_at, start, step, budget, limit):
@@ -190,17 +198,19 @@ def _guess(peaks, budget):
 
 
 @contextlib.contextmanager
-def worker(arguments):
+def worker(row, batch_size, environment={}):
     """Start a process; yield a function that sends a message and waits."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
+    arguments = row["backend"], row["network"], row["contender"], batch_size
     process = context.Process(target=_serve, args=(theirs, *arguments))
-    process.start()
+    with mock.patch.dict(os.environ, environment):
+        process.start()
     theirs.close()
 
-    def ask(size=None):
+    def ask(message):
         try:
-            ours.send(size)
+            ours.send(message)
             answer = ours.recv()
         except (EOFError, BrokenPipeError):
             process.join()
@@ -224,16 +234,19 @@ def _serve(*arguments):
     serve(*arguments)
 
 
-def take_turns(rows, steps):
-    """Add bytes, times and losses to the rows."""
-    for _ in range(steps):
+def take_turns(rows, options):
+    """Add times and losses to the rows."""
+    with contextlib.ExitStack() as stack:
+        asks = []
         for row in rows:
-            row.setdefault("steps", []).append(row["ask"]())
+            asks.append(stack.enter_context(worker(row, options.batch_size)))
+            asks[-1]((row["depth"], row["width"]))
+        for _ in range(options.steps):
+            for row, ask in zip(rows, asks):
+                row.setdefault("steps", []).append(ask("time"))
     for row in rows:
-        del row["ask"]
-        seconds, peaks, losses = zip(*row["steps"])
+        seconds, losses = zip(*row["steps"])
         row["ms"] = 1000 * statistics.median(seconds)
-        row["peak"] = max(peaks)
         row["loss"] = losses[-1]
         pairs = zip(row["steps"], rows[0]["steps"])
         size = row["parameters"] / rows[0]["parameters"]

@@ -15,11 +15,12 @@ WARM_UP = 2  # steps that trace and compile
 
 
 def serve(connection, mode, network, contender, batch_size):
-    """Answer a size by the number of parameters, and `None` by a step.
+    """Answer what is asked, until nobody asks.
 
-    A size is `(depth, width)`: a network is built, and has made its first
-    steps, `WARM_UP`. A step is `(seconds, bytes at the peak, loss)`. What goes
-    wrong is sent as a string, and ends the process.
+    A size, `(depth, width)`, is answered by the number of parameters: a network
+    is built, and has made its first steps, `WARM_UP`. "peak" is answered by the
+    bytes that a step takes, and "time" by the seconds of a step and its loss.
+    What goes wrong is sent as a string, and ends the process.
     """
     if mode == "torch":  # what its convolutions work in
         keras.config.set_image_data_format("channels_first")
@@ -27,43 +28,44 @@ def serve(connection, mode, network, contender, batch_size):
         from benchmarks.end_to_end_torch import TorchContender as make
     else:
         make = KerasContender
+    batches = NETWORKS[network][1](batch_size)
     trained = None
     while True:
         try:
-            size = connection.recv()
+            asked = connection.recv()
         except EOFError:
             return
         try:
-            if size:
+            if asked == "peak":
+                connection.send(peak_of_step(trained, next(batches)))
+            elif asked == "time":
+                connection.send(time_of_step(trained, next(batches)))
+            else:
                 del trained
                 keras.utils.clear_session()
                 keras.utils.set_random_seed(0)
-                trained = make(mode, network, contender, *size)
-                batches = NETWORKS[network][1](batch_size)
+                trained = make(mode, network, contender, *asked)
                 for _ in range(WARM_UP):
                     trained.step(*next(batches))
                 connection.send(trained.count_params())
-            else:
-                connection.send(one_step(trained, next(batches)))
         except Exception as error:
             lines = str(error).strip().splitlines() or ["no message"]
             connection.send(f"{type(error).__name__}: {lines[0]}")
             return
 
 
-def one_step(contender, batch):
-    found = {}
-
-    def step():
-        start = time.perf_counter()
-        found["loss"] = contender.step(*batch)
-        found["seconds"] = time.perf_counter() - start
-
+def peak_of_step(contender, batch):
     contender.drop_gradients()
-    above = peak_bytes(step)
+    above = peak_bytes(lambda: contender.step(*batch))
     if above is None:
         raise RuntimeError("the peak of a step cannot be measured here")
-    return found["seconds"], contender.held_bytes() + above, found["loss"]
+    return contender.held_bytes() + above
+
+
+def time_of_step(contender, batch):
+    start = time.perf_counter()
+    loss = contender.step(*batch)
+    return time.perf_counter() - start, loss
 
 
 class KerasContender:
