@@ -17,11 +17,12 @@ def peak_bytes(function):
 
     Three things make such a figure wrong. A small step may fit into what the
     allocator holds back all the same: start the process with the environment
-    variable `MALLOC_MMAP_THRESHOLD_=131072`. What is called for the first time
-    is traced and compiled, which takes memory too: call it once before. And
-    TensorFlow's oneDNN keeps what it has freed, out of reach, unless the
-    environment variable `TF_ONEDNN_USE_SYSTEM_ALLOCATOR` is `1` before it is
-    loaded.
+    variable `MALLOC_MMAP_THRESHOLD_=131072` (and take times in another one: so
+    much memory then comes anew from the system that steps take up to twice as
+    long). What is called for the first time is traced and compiled, which takes
+    memory too: call it once before. And TensorFlow's oneDNN keeps what it has
+    freed, out of reach, unless the environment variable
+    `TF_ONEDNN_USE_SYSTEM_ALLOCATOR` is `1` before it is loaded.
 
     Args:
         function: Function without arguments. What it returns is dropped.

@@ -43,7 +43,7 @@ def peak(depth, reversible, mode):
         run_eagerly=mode == "eager",
         jit_compile=mode == "xla",
     )
-    x = np.ones((32768, 128), "float32")
+    x = np.ones((16384, 128), "float32")
     model.train_on_batch(x, x[:, :1])
     step = functools.partial(model.train_on_batch, x, x[:, :1])
     return keras_efficient.utils.peak_bytes(step) / 2**20
