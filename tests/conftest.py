@@ -19,11 +19,11 @@ def fresh_seed():
 def fresh_compiler():
     """Forget compiled programs: they slow down the garbage collector."""
     yield
-    keras.utils.clear_session()
     if keras.config.backend() == "jax":
         import jax
 
         jax.clear_caches()
+    keras.utils.clear_session()  # collects garbage
     # Frameworks keep some all the same: two seconds a collection, in the end.
     gc.freeze()
 
