@@ -1,7 +1,7 @@
 """Nested lists, tuples and dictionaries of tensors.
 
-`keras.tree` does the same. On PyTorch it takes 50 microseconds a call, and
-the engine would call it a dozen times for each sub-layer and step.
+`keras.tree` does the same, in more time than the engine has: it would call it
+a dozen times for each sub-layer and step (`guides/benchmarks.md`).
 """
 
 

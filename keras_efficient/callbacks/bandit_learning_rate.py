@@ -15,7 +15,7 @@ class BanditLearningRate(keras.callbacks.Callback):
     """Let a bandit choose the learning rate while the model trains.
 
     Each candidate learning rate is an arm. An arm is held for
-    `steps_per_pull` steps and earns what the loss fell by; old rewards fade,
+    `steps_per_pull` steps and earns what the loss fell by. Old rewards fade,
     so that the choice follows the training. The optimizer keeps its state
     across swaps. With L_t the mean loss in pull t, j its arm and g the
     `discount`:
@@ -30,33 +30,33 @@ class BanditLearningRate(keras.callbacks.Callback):
     discounted root mean square of the changes from one reward of an arm to its
     next, over sqrt(2). Every arm is tried once at first, the smallest first.
 
-    A pull whose loss is not finite (it earns -1) or exceeds `max_growth` times
-    the loss before is taken back: weights and optimizer return to where it
-    began, one pull further if that happens twice in a row, and the metrics of
-    the epoch start anew. The loss to compare with grows as much, or one lucky
-    pull would forbid all that follow. The bound has to be tight: with 2.0,
-    trying large rates did more harm than it taught. In the first round any
-    growth is taken back: the loss of a network that a large rate has killed is
-    hardly above that of one which has learned nothing yet.
+    A pull is taken back if its loss is not finite (it earns -1) or exceeds
+    `max_growth` times the loss before. Weights and optimizer return to where
+    it began, one pull further if that happens twice in a row, and the metrics
+    of the epoch start anew. The loss to compare with grows as much, or one
+    lucky pull would forbid all that follow. In the first round any growth is
+    taken back: a network that a large rate has killed has a loss hardly above
+    that of one which has learned nothing yet.
 
     A bandit sees no further than one pull. A small learning rate that removes
-    the noise of a large one earns at once what the large one prepared:
-    expect fast progress early, and less than a good schedule in the end. And
-    it has to try: allow for tens of pulls for each candidate. Leave out
-    rates far too large: while a network has learned nothing, one that they have
-    killed looks the same (one run of three of digits, SGD, rates up to 0.3).
+    the noise of a large one earns at once what the large one prepared.
+    Expect fast progress early, and less than a good schedule in the end
+    (`guides/benchmarks.md`). Allow for tens of pulls for each candidate. Leave
+    out rates far too large: while a network has learned nothing, one that they
+    have killed looks the same.
 
     The cost is two copies of the weights and of the optimizer's variables in
-    host memory, one copied in each pull, and that Keras, because of a hook at
-    the end of each batch, runs callbacks synchronously.
+    host memory, one copied in each pull. Keras runs callbacks synchronously.
 
-    Each epoch adds to the logs `learning_rate` (or, in a `MultiOptimizer`,
-    `learning_rate_{optimizer.name}`; all get the same), `arm`, its index,
-    `taken_back`, the pulls taken back so far, and for each candidate
-    `share_{rate:g}`, its part in the discounted pulls, and `reward_{rate:g}`,
-    its mean reward, NaN without one. With
-    `keras.callbacks.BackupAndRestore`, listed after this callback, a run that
-    was interrupted goes on with what the bandit had learned.
+    Each epoch adds to the logs:
+
+    - `learning_rate` (in a `MultiOptimizer` `learning_rate_{optimizer.name}`);
+    - `arm`, its index, and `taken_back`, the pulls taken back so far;
+    - for each candidate `share_{rate:g}`, its part in the discounted pulls, and
+      `reward_{rate:g}`, its mean reward, NaN without one.
+
+    With `keras.callbacks.BackupAndRestore`, listed after this callback, a run
+    that was interrupted goes on with what the bandit had learned.
 
     Args:
         learning_rates: List of two or more different positive floats, best
@@ -65,7 +65,8 @@ class BanditLearningRate(keras.callbacks.Callback):
             pulls measure better and choose less often. Defaults to `20`.
         discount: Float in (0, 1), what a reward is worth one pull later.
             Defaults to `0.99`.
-        max_growth: Float above 1, see above. Defaults to `1.1`.
+        max_growth: Float above 1, see above. Large rates that are tried do
+            harm up to this bound. Defaults to `1.1`.
         verbose: `0` or `1`. Whether to report what is taken back. Defaults
             to `0`.
 

@@ -199,8 +199,8 @@ def threading_layer():
     import numba
 
     # Read once, when OpenMP is loaded. By default its threads spin while they
-    # wait, beside those of the framework: on 2 busy cores that took 8 to 16 ms
-    # a call, and 0.03 ms with this.
+    # wait, beside those of the framework, which costs milliseconds a call where
+    # cores are busy.
     missing = "OMP_WAIT_POLICY" not in os.environ
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

@@ -43,10 +43,9 @@ def adam_8bit_step(
     Deviation from the paper: the scales of v are rounded to float16 at random,
     with the right mean. At `beta_2 = 0.999` what they hold shrinks by at most
     0.00025 a step, and numbers in float16 lie 0.0005 to 0.001 apart: rounded
-    to the nearest, scales stood still, and after gradients had become ten
-    times smaller the root of v stayed 3.6 times too large. Codes are rounded
-    to the nearest: at random, their errors would add up over the many steps
-    that v remembers to more than the entries of small codes.
+    to the nearest, scales would stand still while gradients get smaller.
+    Codes are rounded to the nearest: at random, their errors would add up over
+    the many steps that v remembers to more than the entries of small codes.
 
     Args:
         gradient: Tensor g of any shape. Entries that are not finite, or not

@@ -3,16 +3,10 @@
 - `alpha`: with the paper's 0, an entry waits in the error feedback until it is
   among the largest of its block, 85 steps on average, and then moves by about
   as much however much it has gathered. Short trainings do not catch up with
-  Adam: at Adam's learning rate, a transformer on characters came to a
-  validation loss of 2.22 where Adam came to 1.95. With `alpha`, the rest moves
-  at once, by the second moment of its block, and the error feedback is its
-  momentum. Losses of that network, with positions that are trained, after 600
-  steps at learning rates of 3e-3 and 6e-3: Adam 1.71, 1.67; alpha 0.1 1.77,
-  1.68; 0.2 1.73, 1.64; 0.4 1.71, 1.62. `tools/benchmark.py convergence` runs
-  the like.
+  Adam. With `alpha`, the rest moves at once, by the second moment of its block,
+  and the error feedback is its momentum.
 - Blocks of 256 by default, where the paper has as many as fit a GPU's shared
-  memory: an index takes one byte. The same network, one seed: 1.875 with 128
-  (1.03 bytes a parameter), 1.877 with 256 (0.93), 1.890 with 1024 (1.01).
+  memory: an index takes one byte, and state is smallest.
 - `bias_correction`: the paper divides what 10 steps hold by what a thousand
   would: entries that are always selected move 6.5 times as far as with Adam.
   `"window"` moves them as far, so that Adam's learning rate is right.
@@ -23,6 +17,8 @@
 - Rounding is stochastic by default, which the theory of the paper assumes: to
   the nearest step, entries smaller than half a step are lost.
 - Entries of the gradient that are not finite count as 0.
+
+`guides/benchmarks.md` has the trials of `alpha` and of the size of blocks.
 """
 
 from collections import namedtuple

@@ -95,7 +95,7 @@ def _step_plain(optimizer, rows, learning_rate):
 
 
 # In methods of PyTorch's tensors: a call of `keras.ops` for each of hundreds
-# of small tensors takes ten times as long as the step itself.
+# of small tensors takes longer than the step itself.
 
 
 def _join(tensors, like):
