@@ -42,8 +42,7 @@ class BanditLearningRate(keras.callbacks.Callback):
     the noise of a large one earns at once what the large one prepared.
     Expect fast progress early, and less than a good schedule in the end
     (`guides/benchmarks.md`). Allow for tens of pulls for each candidate. Leave
-    out rates far too large: while a network has learned nothing, one that they
-    have killed looks the same.
+    out rates far too large: what they have killed looks as if untrained.
 
     The cost is two copies of the weights and of the optimizer's variables in
     host memory, one copied in each pull. Keras runs callbacks synchronously.
