@@ -11,7 +11,7 @@ from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class Adam8bit(Optimizer8bit):
-    """Adam that keeps 2.1 bytes of state a parameter instead of 8.
+    """Train with Adam at 2.1 bytes of state a parameter instead of 8.
 
     Each moment takes one byte an entry and two bytes for every 32: the first
     in steps that get finer towards 0, the second in equal steps of its root.

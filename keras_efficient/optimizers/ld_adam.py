@@ -13,7 +13,7 @@ from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class LDAdam(CompressedOptimizer):
-    """Adam whose moments live in a subspace of few dimensions.
+    """Train with Adam whose moments live in a subspace of few dimensions.
 
     Both moments of a matrix are kept in the `rank` directions that matter
     most for its gradients. These directions follow the gradients at every
@@ -32,14 +32,14 @@ class LDAdam(CompressedOptimizer):
 
     Kernels with more axes, of convolutions for instance, are matrices with
     one column for each entry of the last axis. Plain Adam in float32, of 8
-    bytes a parameter, is what is left to: tensors of one axis or less, of
-    fewer than `min_size` elements or with a side shorter than `rank`; and to
-    embeddings and the layers in `exclude_layers`, as in the paper, which
-    gives a low rank to linear layers inside the network only.
+    bytes a parameter, has the rest: tensors of one axis or less, of fewer than
+    `min_size` elements or with a side shorter than `rank`, embeddings and the
+    layers in `exclude_layers`. The paper, too, gives a low rank to linear
+    layers inside the network only.
 
     Under `keras.distribution`, state of the shape of the parameter (the
-    moments of plain Adam, and the error feedback if `"full"`) has its layout;
-    subspace, moments in it and quantized error feedback are on every device.
+    moments of plain Adam, and the error feedback if `"full"`) has its layout.
+    Subspace, moments in it and quantized error feedback are on every device.
 
     A step costs a QR decomposition of n x r and eight products with r x c, on
     top of Adam: choose it for the memory.

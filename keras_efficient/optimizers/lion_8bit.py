@@ -8,7 +8,7 @@ from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class Lion8bit(Optimizer8bit):
-    """Lion that keeps 1.1 bytes of state a parameter instead of 4.
+    """Train with Lion at 1.1 bytes of state a parameter instead of 4.
 
     Every entry moves by the learning rate, in the direction of the sign of
     its momentum, which takes one byte an entry and two for every 32. Layout,

@@ -12,7 +12,7 @@ from keras_efficient.optimizers.micro_adam_options import check_options
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class MicroAdam(CompressedOptimizer):
-    """Adam that keeps 0.9 bytes of state a parameter instead of 8.
+    """Train with Adam at 0.9 bytes of state a parameter instead of 8.
 
     Of each gradient only the largest 1 % of the entries (3 of each block of
     256) enter the moments, which are means over a window of the last 10

@@ -41,12 +41,12 @@ def check_reversibility(layer, inputs, context=None, mask=None):
     pass. The gradient of `sum(outputs ** 2) / 2` in training mode is compared
     with that of the plain twin, which stores its activations.
 
-    Errors around 1e-6 to 1e-4 are rounding, growing slowly with depth. Larger
-    ones point to an `uncouple` that does not fit its `couple`, to a scale or
-    momentum too small for the depth, or to a sub-layer that answers to a
-    change in the last bit: a rounding, a top-k or an argmax turns out
-    differently in the recomputation now and then. Such sub-layers are looked
-    for, with small changes of their inputs, and reported by a warning.
+    Errors around 1e-6 to 1e-4 are rounding, and grow slowly with depth. Larger
+    ones point to an `uncouple` that does not fit its `couple`, or to a scale or
+    momentum too small for the depth. Or a sub-layer answers to a change in the
+    last bit: a rounding, a top-k or an argmax turns out differently in the
+    recomputation now and then. Such sub-layers are looked for, with small
+    changes of their inputs, and reported by a warning.
 
     Args:
         layer: A built `keras_efficient.layers.ReversibleLayer`. It is not
@@ -133,7 +133,7 @@ def _reconstruct(layer, inputs, shared):
 
 
 def _jumps(fn, x):
-    """Whether `fn` jumps somewhere on the way from `x` to a point nearby.
+    """Return whether `fn` jumps on the way from `x` to a point nearby.
 
     Of the entry of `fn` that changes most on the way, the half of the way
     with the larger change is followed, ten times. What is left of the change
@@ -209,7 +209,7 @@ def _size(x):
 
 
 def _relative_in_norm(pairs):
-    """The error of all first entries together, relative to the second."""
+    """Return the error of all first entries, relative to the second."""
     error = size = 0.0
     for pair in pairs:
         a, b = (ops.convert_to_numpy(x).astype("float64") for x in pair)

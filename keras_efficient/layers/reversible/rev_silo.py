@@ -96,13 +96,13 @@ class RevSilo(ReversibleLayer):
         self.new_scale = new_scale
 
     def _down(self, i):
-        """`(j, f_ij)` for all j."""
+        """List `(j, f_ij)` for all j."""
         n = self.num_scales
         start = i * (n - 1) - i * (i - 1) // 2
         return list(zip(range(i + 1, n), self.down[start:]))
 
     def _up(self, i):
-        """`(j, g_ij)` for all j."""
+        """List `(j, g_ij)` for all j."""
         return list(zip(range(i), self.up[i * (i - 1) // 2 :]))
 
     def build_sub_layers(self, shapes, shared):

@@ -179,7 +179,7 @@ class ReversibleColumn(ReversibleLayer):
         return (outputs[0], *c), (d_y[0], *d_c)
 
     def _above(self, c, i):
-        """Those of `c` that level i is called on."""
+        """List those of `c` that level i is called on."""
         n = len(self.levels)
         if self.first or i == n - 1:
             return []

@@ -34,8 +34,8 @@ class ReversibleSequence(ReversibleLayer):
             (`jax.lax.scan`): compilation then takes the same time at any
             depth, for one more copy of the parameters. For blocks that differ
             in values only. Not for convolutions on a CPU, which XLA computes
-            in loops without its fast code. The other backends gain nothing by
-            it and go on without. Defaults to `False`.
+            in loops without its fast code (`guides/benchmarks.md`). The other
+            backends gain nothing by it and go on without. Defaults to `False`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:

@@ -78,7 +78,7 @@ def with_sub_layers(config, *names):
 
 
 def shared_arguments(context, mask):
-    """The call arguments for sub-layers, those that there are, as tensors."""
+    """Return the call arguments for sub-layers that there are, as tensors."""
     if isinstance(mask, (list, tuple)):  # one for each stream
         mask = next((m for m in mask if m is not None), None)
     shared = {"context": context, "mask": mask}
