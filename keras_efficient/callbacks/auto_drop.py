@@ -1,19 +1,20 @@
 import math
 
-import keras
-
 from keras_efficient.callbacks.angular_velocity import AngularVelocity
-from keras_efficient.callbacks.auto_drop_options import check_auto_drop
-from keras_efficient.callbacks.auto_drop_options import with_defaults
-from keras_efficient.callbacks.callback_state import CallbackState
+from keras_efficient.callbacks.drop_rules import DEFAULTS
+from keras_efficient.callbacks.drop_rules import checks_by_mode
 from keras_efficient.callbacks.drop_rules import make_rule
+from keras_efficient.callbacks.drop_rules import with_defaults
+from keras_efficient.callbacks.learning_rate_callback import (
+    LearningRateCallback,
+)
+from keras_efficient.callbacks.learning_rates import WarmUp
 from keras_efficient.callbacks.learning_rates import check_learning_rates
 from keras_efficient.callbacks.learning_rates import lower_learning_rate
 from keras_efficient.callbacks.learning_rates import named_optimizers
 from keras_efficient.callbacks.learning_rates import read_learning_rate
 from keras_efficient.callbacks.learning_rates import report
 from keras_efficient.callbacks.run_clock import RunClock
-from keras_efficient.callbacks.warm_up import WarmUp
 
 WINDOW_SAMPLES = 4
 RUN_WINDOWS = 50  # at least, in mode "auto"
@@ -21,7 +22,7 @@ SHORTEST_WINDOW = 20  # steps: twice as far as a momentum of 0.9 reaches
 LAST_DROP = 0.9  # of a run, in mode "auto"
 
 
-class AutoDrop(keras.callbacks.Callback):
+class AutoDrop(LearningRateCallback):
     """Drop the learning rate when the direction of training settles.
 
     The angular velocity is the angle between successive steps of the
@@ -143,6 +144,8 @@ class AutoDrop(keras.callbacks.Callback):
           https://proceedings.mlr.press/v244/wang24e.html), mode "window"
     """
 
+    STATE = "_auto_drop"
+
     def __init__(
         self,
         mode="auto",
@@ -163,8 +166,17 @@ class AutoDrop(keras.callbacks.Callback):
         self.factor, self.threshold, self.window_steps = with_defaults(
             mode, (factor, threshold, window_steps)
         )
-        check_auto_drop(self)
+        self._validate()
         self._reset()
+
+    def _validate(self):
+        self._check("mode", self.mode in DEFAULTS, list(DEFAULTS))
+        self._check("factor", 0 < self.factor < 1, "in (0, 1)")
+        for name, is_right, expected in checks_by_mode(self):
+            self._check(name, is_right, expected)
+        self._check("min_lr", 0 <= self.min_lr < math.inf, "finite, 0 or more")
+        self._check("warmup_steps", self.warmup_steps >= 0, "0 or more")
+        self._check("verbose", self.verbose in (0, 1), "0 or 1")
 
     def _reset(self):
         self.drops, self.drop_steps = [], []
@@ -175,18 +187,6 @@ class AutoDrop(keras.callbacks.Callback):
         )
         self._angles = []  # of the current epoch
         self._window_start = None
-
-    def set_model(self, model):
-        super().set_model(model)
-        if model:
-            self.model._auto_drop = CallbackState(self._state, self._restore)
-
-    def on_train_begin(self, logs=None):
-        self._reset()
-        check_learning_rates(named_optimizers(self.model), "AutoDrop")
-
-    def on_train_end(self, logs=None):
-        self.model._auto_drop = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._clock.begin_epoch(epoch, self.params)

@@ -1,17 +1,16 @@
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.callbacks.callback_state import CallbackState
-from keras_efficient.callbacks.check_options import check_options
-from keras_efficient.callbacks.learning_rates import check_learning_rates
+from keras_efficient.callbacks.learning_rate_callback import (
+    LearningRateCallback,
+)
 from keras_efficient.callbacks.learning_rates import named_optimizers
 from keras_efficient.callbacks.learning_rates import report
 
 
-class BanditLearningRate(keras.callbacks.Callback):
+class BanditLearningRate(LearningRateCallback):
     """Let a bandit choose the learning rate while the model trains.
 
     Each candidate learning rate is an arm. An arm is held for
@@ -91,6 +90,8 @@ class BanditLearningRate(keras.callbacks.Callback):
           guards a step by a line search; here a whole pull is taken back.
     """
 
+    STATE = "_bandit_learning_rate"
+
     def __init__(
         self,
         learning_rates,
@@ -105,23 +106,20 @@ class BanditLearningRate(keras.callbacks.Callback):
         self.discount = discount
         self.max_growth = max_growth
         self.verbose = verbose
-        rates = self.learning_rates
-        check_options(
-            self,
-            [
-                (
-                    "learning_rates",
-                    len(set(rates)) == len(rates) >= 2
-                    and 0 < rates[0] <= rates[-1] < math.inf,
-                    "two or more different positive floats",
-                ),
-                ("steps_per_pull", steps_per_pull >= 1, "1 or more"),
-                ("discount", 0 < discount < 1, "in (0, 1)"),
-                ("max_growth", 1 < max_growth < math.inf, "above 1, finite"),
-                ("verbose", verbose in (0, 1), "0 or 1"),
-            ],
-        )
+        self._validate()
         self._reset()
+
+    def _validate(self):
+        rates = self.learning_rates
+        is_right = len(set(rates)) == len(rates) >= 2
+        is_right = is_right and 0 < rates[0] <= rates[-1] < math.inf
+        expected = "two or more different positive floats"
+        self._check("learning_rates", is_right, expected)
+        self._check("steps_per_pull", self.steps_per_pull >= 1, "1 or more")
+        self._check("discount", 0 < self.discount < 1, "in (0, 1)")
+        is_growth = 1 < self.max_growth < math.inf
+        self._check("max_growth", is_growth, "above 1, finite")
+        self._check("verbose", self.verbose in (0, 1), "0 or 1")
 
     def _reset(self):
         arms = len(self.learning_rates)
@@ -146,20 +144,11 @@ class BanditLearningRate(keras.callbacks.Callback):
         self._offset = self._steps = self._steps_read = 0
         self._mean_read = 0.0
 
-    def set_model(self, model):
-        super().set_model(model)
-        if model:
-            self.model._bandit_learning_rate = CallbackState(
-                lambda: ({}, self._memory),
-                lambda _, memory: self._memory.update(memory),
-            )
+    def _state(self):
+        return {}, self._memory
 
-    def on_train_begin(self, logs=None):
-        self._reset()
-        check_learning_rates(named_optimizers(self.model), "BanditLearningRate")
-
-    def on_train_end(self, logs=None):
-        self.model._bandit_learning_rate = None
+    def _restore(self, arrays, facts):
+        self._memory.update(facts)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start_epoch()

@@ -1,22 +1,10 @@
-from collections import namedtuple
-
 from keras import ops
 
+from keras_efficient.ops.adam_8bit_arguments import Adam8bitState
 from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.ops.quantize_8bit import dequantize_8bit
 from keras_efficient.ops.quantize_8bit import quantize_8bit
 from keras_efficient.ops.uniform_noise import uniform_noise
-
-# shape and dtype; for that of the scales see quantize_8bit
-Adam8bitState = namedtuple(
-    "Adam8bitState",
-    (
-        "momentum_codes",  # the shape of the tensor, int8
-        "momentum_scale",  # (..., ceil(last / 32)), float16
-        "velocity_codes",  # the shape of the tensor, uint8
-        "velocity_scale",  # (..., ceil(last / 32)), float16
-    ),
-)
 
 
 def adam_8bit_step(

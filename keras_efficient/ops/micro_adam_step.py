@@ -21,8 +21,6 @@
 `guides/benchmarks.md` has the trials of `alpha` and of the size of blocks.
 """
 
-from collections import namedtuple
-
 import keras
 from keras import ops
 
@@ -32,25 +30,11 @@ from keras_efficient.ops.block_top_k import block_top_k
 from keras_efficient.ops.joined_blocks import JoinedBlocks
 from keras_efficient.ops.joined_blocks import concatenate
 from keras_efficient.ops.joined_blocks import cut
+from keras_efficient.ops.micro_adam_arguments import MicroAdamState
 from keras_efficient.ops.quantize_4bit import dequantize_4bit
 from keras_efficient.ops.quantize_4bit import quantize_4bit
 from keras_efficient.ops.round_to_bfloat16 import round_to_bfloat16
 from keras_efficient.ops.uniform_noise import uniform_noises
-
-# shape and dtype, for a tensor of d elements, window m, k entries a block of
-# size B, buckets of size Q
-MicroAdamState = namedtuple(
-    "MicroAdamState",
-    (
-        "indices",  # (m, ceil(d / B), k), uint8 or int16
-        "values",  # (m, ceil(d / B), k), bfloat16 or float32
-        "written",  # (m,), int32: the step that wrote the row, 0 for none
-        "codes",  # (ceil(d / Q), Q / 2), uint8
-        "low",  # (ceil(d / Q), 1), bfloat16
-        "high",  # (ceil(d / Q), 1), bfloat16
-        "velocity",  # (ceil(d / B), 1), float32
-    ),
-)
 
 
 def micro_adam_step(
@@ -114,8 +98,17 @@ def micro_adam_step(
         - [Modoranu et al., 2024](https://arxiv.org/abs/2405.15593)
     """
     ((update, state),) = micro_adam_steps(
-        *([gradient], [state], step, [seed], block_size),
-        *(beta_1, beta_2, epsilon, alpha, rounding, bias_correction),
+        [gradient],
+        [state],
+        step,
+        [seed],
+        block_size=block_size,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        epsilon=epsilon,
+        alpha=alpha,
+        rounding=rounding,
+        bias_correction=bias_correction,
     )
     return update, state
 
@@ -161,9 +154,10 @@ def micro_adam_steps(
     v_hat = velocity / one_minus_power(beta_2, t)
 
     # The largest entries, and the rest
-    e = dequantize_4bit(
-        *(joined.join_rows(x, buckets_a_block) for x in slots[3:6])
+    codes, low, high = (
+        joined.join_rows(x, buckets_a_block) for x in slots[3:6]
     )
+    e = dequantize_4bit(codes, low, high)
     e = joined.split(ops.reshape(e, g.shape))  # without what fills up blocks
     a = g + joined.join(e)
     new_indices, new_values = block_top_k(a, k)
@@ -184,18 +178,21 @@ def micro_adam_steps(
         for x, like in zip(quantize_4bit(e, noise), slots[3:6])
     ]
 
-    window = _write_row(slots, new_indices, new_values, step, joined.blocks)
-    u = u_rest + _adam_over_window(
-        *window,
-        joined.blocks,
-        block_size,
-        t,
-        v_hat,
-        (beta_1, beta_2),
-        epsilon,
-        bias_correction,
+    indices, values, written = _write_row(
+        slots, new_indices, new_values, step, joined.blocks
     )
-    indices, values, written = window
+    u = u_rest + _adam_over_window(
+        indices,
+        values,
+        written,
+        blocks=joined.blocks,
+        block_size=block_size,
+        t=t,
+        v_hat=v_hat,
+        betas=(beta_1, beta_2),
+        epsilon=epsilon,
+        bias_correction=bias_correction,
+    )
     window = [cut(x, joined.blocks, 1) for x in (indices, values)]
     rows = cut(written, [1 for _ in states], 1)
     window.append([ops.reshape(row, (-1,)) for row in rows])

@@ -5,9 +5,6 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.ops import ld_adam_step
-from keras_efficient.optimizers.check_options import check_bucket_size
-from keras_efficient.optimizers.check_options import check_choices
-from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 
 
@@ -129,7 +126,7 @@ class LDAdam(CompressedOptimizer):
         self._validate()
 
     def _validate(self):
-        check_decays(self, "beta_1", "beta_2", "rho")
+        self._check_decays("beta_1", "beta_2", "rho")
         if not self.epsilon > 0:
             raise ValueError(
                 "`epsilon` must be positive: the second moment of an entry "
@@ -139,9 +136,8 @@ class LDAdam(CompressedOptimizer):
             raise ValueError(
                 f"`rank` must be at least 1. Received: rank={self.rank}"
             )
-        check_bucket_size(self)
-        check_choices(
-            self,
+        self._check_bucket_size()
+        self._check_choices(
             error_feedback=("quantized", "full", "off"),
             rounding=("stochastic", "nearest"),
         )

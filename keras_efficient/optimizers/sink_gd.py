@@ -6,8 +6,6 @@ from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops import sink_gd_step
 from keras_efficient.ops.quantize_8bit import scale_shape
-from keras_efficient.optimizers.check_options import check_choices
-from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 from keras_efficient.optimizers.state_layout import scale_layout
 
@@ -117,7 +115,7 @@ class SinkGD(CompressedOptimizer):
         self._validate()
 
     def _validate(self):
-        check_decays(self, "beta_1", "beta_2")
+        self._check_decays("beta_1", "beta_2")
         for name in ("alpha", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(
@@ -129,7 +127,7 @@ class SinkGD(CompressedOptimizer):
                 "`sinkhorn_iterations` must be at least 1. Received: "
                 f"sinkhorn_iterations={self.sinkhorn_iterations}"
             )
-        check_choices(self, rest=("adam8bit", "adam"))
+        self._check_choices(rest=("adam8bit", "adam"))
 
     def build(self, variables):
         if not self.built:

@@ -13,7 +13,8 @@ import pytest
 import keras_efficient
 from keras_efficient.kernels import numba_ffi
 from keras_efficient.kernels import policy
-from keras_efficient.kernels import xla_version
+from keras_efficient.kernels.ffi import support
+from keras_efficient.kernels.ffi import xla_version
 
 numba = pytest.importorskip("numba")
 
@@ -91,6 +92,52 @@ def test_output_dtype():
         f(tensor([1]))
 
 
+@pytest.mark.parametrize("make", [tensor, np.asarray])
+def test_a_kernel_that_returns_its_result(make):
+    @numba_ffi(in_place="x")
+    def add_one(x):
+        x += 1
+        return x
+
+    @numba_ffi(outputs={"y": "x"})
+    def count(x, y):
+        y[:] = x
+        if x[0] > 1:
+            return x.size
+
+    x = make(np.ones(2, "float32"))
+    with pytest.raises(TypeError, match="'add_one' must .* 'x'. .* array"):
+        add_one(x)
+    assert np.asarray(x).tolist() == [1, 1]  # was not run
+    with pytest.raises(TypeError, match="'count' must .* 'y'. .* that returns"):
+        count(x)
+
+
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow")
+def test_a_gradient_on_tensorflow(jit_compile):
+    import tensorflow as tf
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = root(2 * x)
+        return tape.gradient(y, x)
+
+    if jit_compile is not None:
+        gradient = tf.function(gradient, jit_compile=jit_compile)
+    with pytest.raises(RuntimeError, match="'root' has no derivative"):
+        gradient(tensor([1, 4]))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX")
+def test_a_gradient_on_jax():
+    import jax
+
+    with pytest.raises(ValueError, match="root.* cannot be differentiated"):
+        jax.grad(lambda x: root(2 * x).sum())(tensor([1, 4]))
+
+
 def test_an_exception_of_a_kernel_reaches_the_caller():
     calls = [root]
     message = "Below 0"
@@ -130,10 +177,10 @@ def test_other_devices_on_torch():
 
 def test_numba_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    policy.why_not_installed.cache_clear()
+    support.why_not_installed.cache_clear()
     with pytest.raises(RuntimeError, match="numba cannot be imported"):
         root(tensor([1, 4]))
-    policy.why_not_installed.cache_clear()
+    support.why_not_installed.cache_clear()
 
 
 @pytest.mark.skipif(not IN_XLA, reason="XLA")
@@ -147,19 +194,19 @@ def test_untested_version(untested):
 @pytest.mark.skipif(not IN_XLA, reason="XLA")
 def test_a_handler_looks_at_the_version_itself(monkeypatch):
     """The header could be that of another library than the one that runs."""
-    from keras_efficient.kernels import xla_ffi
+    from keras_efficient.kernels.ffi import xla_handler
 
     @numba_ffi(outputs={"y": "x"})
     def never_called(x, y):
         y[:] = 1
 
-    monkeypatch.setattr(xla_ffi, "_VERSIONS", (99,))
+    monkeypatch.setattr(xla_handler, "_VERSIONS", (99,))
     with pytest.raises(Exception, match="never_called"):
         np.asarray(never_called(tensor([1, 4])))
 
 
 def test_workqueue_runs_serially(monkeypatch):
-    from keras_efficient.kernels import numba_kernel
+    from keras_efficient.kernels.ffi import numba_kernel
 
     @numba_ffi(in_place="x", parallel=True)
     def increment(x):
@@ -174,7 +221,7 @@ def test_workqueue_runs_serially(monkeypatch):
 
 def test_waiting_threads_do_not_spin(monkeypatch):
     """OpenMP reads the setting when it is loaded; it is gone afterwards."""
-    from keras_efficient.kernels import numba_kernel
+    from keras_efficient.kernels.ffi import numba_kernel
 
     seen = []
     monkeypatch.setattr(
