@@ -1,3 +1,4 @@
+import functools
 import gc
 
 import keras
@@ -34,17 +35,33 @@ def full_compiler():
 
 
 @pytest.fixture(autouse=True)
-def quick_compiler(request):
-    """Optimize less, on JAX: most programs of tests run once or twice."""
+def quick_compiler(request, monkeypatch):
+    """Optimize less: most programs of tests run once or twice."""
     full = "full_compiler" in request.fixturenames
-    if full or keras.config.backend() != "jax":
+    if keras.config.backend() == "tensorflow":
+        # `compile` leaves out XLA, unless a test asks for it.
+        by_graph = functools.partialmethod(
+            keras.Model.compile, jit_compile=False
+        )
+        monkeypatch.setattr(keras.Model, "compile", by_graph)
+    if full or keras.config.backend() == "torch":
         yield
         return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
+    optimize_less(True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    optimize_less(False)
+
+
+def optimize_less(value):
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", value)
+    else:
+        import tensorflow as tf
+
+        options = {"disable_meta_optimizer": value}
+        tf.config.optimizer.set_experimental_options(options)
 
 
 @pytest.fixture
