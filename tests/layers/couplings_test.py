@@ -45,12 +45,19 @@ every_coupling = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize(
-    "depth, mode", [(1, MODES[0]), *((3, mode) for mode in MODES)]
+    "name, depth, mode",
+    [
+        *((name, 3, MODES[0]) for name in COUPLINGS),
+        # By mode differs the engine: with derivatives given, and with its own.
+        *(("additive", 3, mode) for mode in MODES[1:]),
+        *(("own", 3, mode) for mode in MODES[2:]),
+        *((name, 1, MODES[0]) for name in ("additive", "own")),
+    ],
 )
-@every_coupling
 def test_pitfall_01_gradients_equal_those_of_stored_activations(
-    coupling, depth, mode, float64, full_compiler
+    name, depth, mode, float64, full_compiler
 ):
+    coupling = COUPLINGS[name]
     model, plain = twins(lambda: [coupling() for _ in range(depth)], ExactDense)
     x = batch(6, 8, dtype="float64")
     for ours, theirs in zip(
