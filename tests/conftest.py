@@ -4,6 +4,8 @@ import gc
 import keras
 import pytest
 
+from tests.compilers import optimize_less
+
 
 def pytest_collection_finish():
     """What is there by now stays: garbage collection is to skip it."""
@@ -50,18 +52,6 @@ def quick_compiler(request, monkeypatch):
     optimize_less(True)
     yield
     optimize_less(False)
-
-
-def optimize_less(value):
-    if keras.config.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_disable_most_optimizations", value)
-    else:
-        import tensorflow as tf
-
-        options = {"disable_meta_optimizer": value}
-        tf.config.optimizer.set_experimental_options(options)
 
 
 @pytest.fixture

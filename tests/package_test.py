@@ -8,8 +8,11 @@ import tomllib
 from pathlib import Path
 
 import keras
+import pytest
 
 import keras_efficient
+
+pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "keras_efficient"

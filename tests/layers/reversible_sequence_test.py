@@ -51,6 +51,7 @@ def test_pitfall_05_gradients_and_state_equal_those_of_the_plain_twin(
     assert any(moved) and (keras.config.backend() == "torch" or all(moved))
 
 
+@pytest.mark.quick
 def test_gradients_equal_finite_differences(float64):
     def blocks():
         dense = keras.Sequential([ExactDense(5), ExactDense(4)])

@@ -219,6 +219,7 @@ def test_half_the_parameters_of_two_generators():
     assert weights == model.generator.count_params() + judges
 
 
+@pytest.mark.quick
 def test_saving_and_going_on(tmp_path):
     a, b = random(4, 4, 4, 3), random(4, 4, 4, 3, seed=1)
     model = translator(cycle_weight=3.0)
