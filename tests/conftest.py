@@ -4,6 +4,7 @@ import gc
 import keras
 import pytest
 
+from tests.compilers import draw_by_numpy
 from tests.compilers import optimize_less
 
 
@@ -46,6 +47,8 @@ def quick_compiler(request, monkeypatch):
             keras.Model.compile, jit_compile=False
         )
         monkeypatch.setattr(keras.Model, "compile", by_graph)
+    if keras.config.backend() == "jax":
+        draw_by_numpy(monkeypatch)
     if full or keras.config.backend() == "torch":
         yield
         return
