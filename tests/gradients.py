@@ -8,6 +8,17 @@ MODES = {
     "tensorflow": ("eager", "graph", "xla"),
     "torch": ("eager",),
 }[keras.config.backend()]
+# For what is not about modes: how a user's model trains by default.
+LAST = MODES[-1]
+ENDS = MODES[::2]  # on TensorFlow without the one in between
+
+
+def fit_mode(mode):
+    """Return the arguments of `compile` for a mode."""
+    return {
+        "run_eagerly": mode == "eager",
+        "jit_compile": mode in ("jit", "xla"),
+    }
 
 
 def to_numpy(values):

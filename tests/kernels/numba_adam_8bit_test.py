@@ -147,6 +147,7 @@ def test_number_of_threads_changes_nothing(shape):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.quick
 def test_gradient_of_another_dtype():
     shape = (40, 64)
     gradient = ops.cast(make_gradient(shape, 1), "bfloat16")

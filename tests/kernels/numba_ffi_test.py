@@ -317,6 +317,7 @@ def test_a_graph_may_be_the_first_to_compile():
     assert numpy(twice(tf.ones(3))).tolist() == [2, 2, 2]
 
 
+@pytest.mark.quick
 @each_mode
 def test_steps_of_a_loop(mode):
     """As an optimizer does: the state goes through a compiled loop."""

@@ -189,6 +189,7 @@ def test_eager_and_graph(is_graph):
         check_close(to_numpy(actual), to_numpy(expected), 1e-4, outliers=1e-2)
 
 
+@pytest.mark.quick
 def test_equal_magnitudes_are_taken_in_order():
     gradient = ops.convert_to_tensor(normal(1)[0] * np.tile([1, -1], 150))
     gradient = ops.cast(gradient, FLOAT32)

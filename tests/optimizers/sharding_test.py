@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.compilers import ENVIRONMENT
 from tests.optimizers import sharded_run
 from tests.optimizers.resumed_run import read
 
@@ -49,6 +50,7 @@ def results(tmp_path_factory):
             "KERAS_BACKEND": "jax",
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            **ENVIRONMENT,
         },
         capture_output=True,
         text=True,
