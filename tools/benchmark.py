@@ -10,6 +10,7 @@ import sys
 from benchmarks import convergence
 from benchmarks import end_to_end
 from benchmarks import optimizers
+from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
 from benchmarks import volumes
@@ -18,6 +19,7 @@ BENCHMARKS = {
     "convergence": convergence,
     "end_to_end": end_to_end,
     "optimizers": optimizers,
+    "published": published,
     "reversible": reversible,
     "schedules": schedules,
     "volumes": volumes,

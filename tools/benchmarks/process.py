@@ -33,12 +33,20 @@ def run_worker(benchmark, mode, device, words):
             capture_output=True,
             text=True,
         )
-        found = json.loads(file.read_text()) if file.exists() else {}
+        found = read_json(file) or {}
     if process.returncode:
         lines = process.stderr.strip().splitlines()
         code = f"exit code {process.returncode}"
         found["error"] = lines[-1].strip() if lines else code
     return found
+
+
+def read_json(file):
+    """Return what is in a file, or `None` if it was not written whole."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def environment(mode, device):
