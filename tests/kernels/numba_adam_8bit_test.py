@@ -192,6 +192,22 @@ def test_memory_is_that_of_the_variables():
     assert (to_numpy(variable) < 1).all()
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only there steps compile")
+def test_eager_steps_are_traced_once(monkeypatch):
+    traced = []
+    monkeypatch.setattr(
+        Adam8bit,
+        "update_step",
+        lambda self, gradient, variable, learning_rate: traced.append(variable),
+    )
+    variable = keras.Variable(np.ones((64, 128), "float32"))
+    optimizer = Adam8bit(0.1)
+    optimizer.build([variable])
+    for _ in range(3):
+        optimizer.apply([ops.ones((64, 128))], [variable])
+    assert len(traced) == 1
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards variables")
 def test_distribution_is_left_to_the_portable_form():
     keras.distribution.set_distribution(keras.distribution.DataParallel())

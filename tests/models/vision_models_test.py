@@ -277,6 +277,14 @@ def test_weights_are_loaded_from_a_path(name, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_stochastic_depth_grows_with_depth():
+    with without_memory():
+        model = build("RevCol", drop_rate=0.2)
+    for column in model.get_layer("columns_1").blocks:
+        rates = [rate for level in column.levels for rate in level.drop_rates]
+        np.testing.assert_allclose(rates, [0.0, 0.1, 0.2])
+
+
 def test_intermediate_supervision_adds_heads_and_pictures():
     model = build("RevCol", 4, intermediate_supervision=True)
     x = images(model)
