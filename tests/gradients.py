@@ -10,6 +10,7 @@ MODES = {
 }[keras.config.backend()]
 # For what is not about modes: how a user's model trains by default.
 LAST = MODES[-1]
+GRAPH = MODES[len(MODES) // 2]  # on TensorFlow: without XLA
 ENDS = MODES[::2]  # on TensorFlow without the one in between
 
 

@@ -138,7 +138,7 @@ class Check:
         if importlib.util.find_spec(backend) is None:
             return {"error": f"{backend} is not installed"}
         command = [sys.executable, "-m", "benchmarks.gpu_machine", backend]
-        found, error = self.process(command, backend, limit=120)
+        found, error = self.process(command, backend, min(60, self.left()))
         return found or {"error": error}
 
     def why_not(self, task):

@@ -11,6 +11,7 @@ from keras import ops
 from keras_efficient import models
 from keras_efficient.layers import MBConv
 from keras_efficient.utils import saved_activation_bytes
+from tests.gradients import GRAPH
 from tests.gradients import LAST
 from tests.gradients import MODES
 from tests.gradients import fit_mode
@@ -99,9 +100,11 @@ def test_forward_equals_a_computation_in_numpy(case):
 def test_fit_takes_the_steps_of_the_plain_twin(name):
     """One step of SGD at rate 1 is the gradient of each variable.
 
-    XLA draws other random numbers than TensorFlow's eager mode.
+    XLA, which takes long, draws other random numbers than TensorFlow's eager
+    mode.
     """
-    rates = dict.fromkeys(DROPPED[name], 0.3 * (LAST == MODES[0]))
+    mode = LAST if name == "RevCol" else GRAPH
+    rates = dict.fromkeys(DROPPED[name], 0.3 * (mode != "xla"))
 
     def step(reversible, mode):
         model = build(name, reversible=reversible, **rates)
@@ -119,7 +122,7 @@ def test_fit_takes_the_steps_of_the_plain_twin(name):
         moves = [b - a.astype(b.dtype) for a, b in zip(before, after)]
         return loss, list(zip(names, trainable, moves))
 
-    loss, ours = step(True, LAST)
+    loss, ours = step(True, mode)
     plain_loss, plain = step(False, MODES[0])
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-5)
     for (path, trainable, a), (_, _, b) in zip(ours, plain, strict=True):

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.compilers import ENVIRONMENT
 from tests.optimizers import sharded_run
 from tests.optimizers.resumed_run import read
 
@@ -50,7 +49,6 @@ def results(tmp_path_factory):
             "KERAS_BACKEND": "jax",
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            **ENVIRONMENT,
         },
         capture_output=True,
         text=True,
