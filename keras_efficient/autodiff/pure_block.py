@@ -3,8 +3,7 @@
 import keras
 from keras import ops
 
-from keras_efficient.autodiff.fixed_point import to_fixed
-from keras_efficient.autodiff.fixed_point import to_float
+from keras_efficient.autodiff.fixed_point import FixedPoint
 from keras_efficient.autodiff.functional_call import FunctionalLayer
 from keras_efficient.autodiff.replay import Replay
 from keras_efficient.backend import nested
@@ -62,7 +61,7 @@ class PureBlock:
 
         inputs = streams if self.block.keeps_inputs else ()
         with scope:
-            streams = self.block.couple(streams, evaluate)
+            streams = self.block.couple(self.unpack(streams), evaluate)
         after = [scope.get_current_value(v) for v in self.state]
         updates = {
             i: new
@@ -71,7 +70,7 @@ class PureBlock:
         }
         own = set(map(id, self.own_state))
         own = [old for v, old in zip(self.state, before) if id(v) in own]
-        return streams, losses, updates, (own, records, inputs)
+        return self.pack(streams), losses, updates, (own, records, inputs)
 
     def backward(self, shared, params, kept, outputs, d_losses, d_outputs):
         """Return the inputs and the cotangents of all that led to them.
@@ -92,14 +91,14 @@ class PureBlock:
         calls = zip(layers, zip(self.called, records, d_losses))
         replay = Replay(self, params, own_state, calls, shared)
         known = inputs if self.block.keeps_inputs else outputs
-        streams, d_streams = replay.pull_back(known, d_outputs)
+        streams, d_streams = replay.pull_back(self.unpack(known), d_outputs)
         d_params = [
             replay.d_params[id(v)]
             if id(v) in replay.d_params
             else ops.zeros_like(p)
             for v, p in zip(self.params, params)
         ]
-        return streams, d_streams, d_params, replay.d_shared
+        return self.pack(streams), d_streams, d_params, replay.d_shared
 
     @property
     def own_params(self):
@@ -115,11 +114,23 @@ class PureBlock:
         if not self.exact:
             return streams
         dtype = self.block.compute_dtype
-        return nested.map_structure(lambda i: to_float(i, dtype), streams)
+        return nested.map_structure(lambda x: x.floats(dtype), streams)
 
     def write(self, y):
         """What streams take up of the output of a sub-layer."""
-        return nested.map_structure(to_fixed, y) if self.exact else y
+        return nested.map_structure(FixedPoint.of, y) if self.exact else y
+
+    def pack(self, streams):
+        """Streams as tensors, to be handed on to the next block."""
+        if not self.exact:
+            return streams
+        return nested.map_structure(lambda x: x.values, streams)
+
+    def unpack(self, tensors):
+        """Undo `pack`."""
+        if not self.exact:
+            return tensors
+        return nested.map_structure(FixedPoint, tensors)
 
     def _functional_layer(self, layer):
         if id(layer) not in self._functional:

@@ -51,7 +51,8 @@ def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
 
     def forward(param_values, state_values, inputs, shared):
         state_values, losses, keeps, updates = list(state_values), [], [], {}
-        streams = blocks[0].write(split(inputs, axis))
+        first, final = blocks[0], blocks[-1]
+        streams = first.pack(first.write(split(inputs, axis)))
         for block, p, s in zip(blocks, params_of, state_of):
             streams, added, changed, kept = backend.segment(
                 block.forward,
@@ -64,7 +65,7 @@ def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
                 state_values[s[i]] = updates[s[i]] = value
             losses.append(added)
             keeps.append(kept)
-        outputs = join(blocks[-1].read(streams), axis)
+        outputs = join(final.read(final.unpack(streams)), axis)
         last = () if inputs_kept else streams if exact else outputs
         residuals = param_values, last, shared, keeps
         return (outputs, losses, updates), residuals

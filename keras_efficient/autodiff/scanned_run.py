@@ -37,11 +37,11 @@ def scanned_run(blocks, inputs, shared, options, axis=None, exact=False):
             return streams, (losses, state, kept)
 
         stacked = _stack(param_values), _stack(state_values)
-        streams = first.write(split(inputs, axis))
+        streams = first.pack(first.write(split(inputs, axis)))
         streams, (losses, state, kept) = backend.scan(
             step, streams, stacked, length=len(blocks)
         )
-        outputs = join(first.read(streams), axis)
+        outputs = join(first.read(first.unpack(streams)), axis)
         last = streams if exact else outputs
         return (outputs, losses, state), (param_values, last, shared, kept)
 

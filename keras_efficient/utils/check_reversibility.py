@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_efficient import backend
+from keras_efficient.autodiff.fixed_point import FixedPoint
 from keras_efficient.autodiff.functional_call import values
 from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
@@ -106,18 +107,19 @@ def check_reversibility(layer, inputs, context=None, mask=None):
 def _reconstruct(layer, inputs, shared):
     """Return the error of each block, and names of discrete sub-layers."""
     options = {"training": False}
-    evaluate = layer.evaluator(shared, options, on_integers=layer.exact)
+    kind = FixedPoint if layer.exact else None
+    evaluate = layer.evaluator(shared, options, kind)
     on_floats = layer.evaluator(shared, options)
     discrete = set()
 
     def probe(sub_layer, x):
-        floats = layer.to_float(x) if layer.exact else x
+        floats = layer.to_floats(x, kind)
         if _jumps(lambda x: on_floats(sub_layer, x), floats):
             discrete.add(sub_layer.name)
         return evaluate(sub_layer, x)
 
     streams = split(*layer.standardize_streams(inputs))
-    stored = [layer.to_fixed(streams) if layer.exact else streams]
+    stored = [layer.to_kind(streams, kind)]
     for block in layer.couplings():
         stored.append(block.couple(stored[-1], probe))
     errors, again = [], stored.pop()
@@ -126,7 +128,10 @@ def _reconstruct(layer, inputs, shared):
         errors.append(
             max(
                 _size(ops.subtract(a, b)) / max(_size(b), 1e-30)
-                for a, b in zip(again, stored.pop())
+                for a, b in zip(
+                    layer.to_floats(again, kind),
+                    layer.to_floats(stored.pop(), kind),
+                )
             )
         )
     return errors[::-1], sorted(discrete)

@@ -2,9 +2,8 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
-from keras_efficient.autodiff.fixed_point import round_to_fixed
-from keras_efficient.autodiff.fixed_point import to_fixed
-from keras_efficient.autodiff.fixed_point import to_float
+from keras_efficient.autodiff.fixed_point import FixedPoint
+from keras_efficient.autodiff.fixed_point import FixedPointFloats
 from keras_efficient.autodiff.functional_call import call_layer
 from keras_efficient.autodiff.reversible_run import reversible_run
 from keras_efficient.autodiff.scanned_run import scanned_run
@@ -175,13 +174,12 @@ class ReversibleLayer(keras.layers.Layer):
         return list(outputs) if kind is list else outputs
 
     def _run_plainly(self, inputs, shared, options, axis):
-        streams = split(inputs, axis)
-        if self.exact:
-            streams = nested.map_structure(round_to_fixed, streams)
-        evaluate = self.evaluator(shared, options)
+        kind = FixedPointFloats if self.exact else None
+        evaluate = self.evaluator(shared, options, kind)
+        streams = self.to_kind(split(inputs, axis), kind)
         for block in self.couplings():
             streams = block.couple(streams, evaluate)
-        return join(streams, axis)
+        return join(self.to_floats(streams, kind), axis)
 
     def inverse(self, outputs, context=None, mask=None, training=False):
         """Return the inputs for which the layer gives `outputs`.
@@ -201,20 +199,16 @@ class ReversibleLayer(keras.layers.Layer):
                 f"Layer '{self.name}' has to be built before `inverse` is "
                 "used. Call it on inputs once, or call `build(input_shape)`."
             )
-        kind = type(outputs)
+        is_list = isinstance(outputs, list)
         streams, axis = self.standardize_streams(outputs)
-        streams = split(streams, axis)
         shared = shared_arguments(context, mask)
-        options = {"training": training}
-        evaluate = self.evaluator(shared, options, on_integers=self.exact)
-        if self.exact:
-            streams = self.to_fixed(streams)
+        kind = FixedPoint if self.exact else None
+        evaluate = self.evaluator(shared, {"training": training}, kind)
+        streams = self.to_kind(split(streams, axis), kind)
         for block in reversed(self.couplings()):
             streams = block.uncouple(streams, evaluate)
-        if self.exact:
-            streams = self.to_float(streams)
-        inputs = join(streams, axis)
-        return list(inputs) if kind is list else inputs
+        inputs = join(self.to_floats(streams, kind), axis)
+        return list(inputs) if is_list else inputs
 
     def stream_shapes(self, inputs_shape):
         """List the shapes of the streams, given that of the input(s)."""
@@ -241,30 +235,33 @@ class ReversibleLayer(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
 
-    def evaluator(self, shared, options, on_integers=False):
+    def evaluator(self, shared, options, kind=None):
         """Return `evaluate` for a run that stores its activations.
 
         Args:
             shared: Dictionary of nested tensors for sub-layers.
             options: Dictionary of other arguments for sub-layers.
-            on_integers: Boolean. Whether streams are fixed-point integers.
+            kind: `FixedPoint`, `FixedPointFloats` or `None`: what streams
+                are of, see `to_kind`.
         """
 
         def evaluate(layer, x):
+            x = self.to_floats(x, kind)
             y = self.standardize(call_layer(layer, x, shared, options))
-            return nested.map_structure(round_to_fixed, y) if self.exact else y
+            return self.to_kind(y, kind)
 
-        def evaluate_on_integers(layer, i):
-            return self.to_fixed(evaluate(layer, self.to_float(i)))
+        return evaluate
 
-        return evaluate_on_integers if on_integers else evaluate
+    def to_kind(self, streams, kind):
+        """Streams as `couple` and `uncouple` see them; `None` is as floats."""
+        return nested.map_structure(kind.of, streams) if kind else streams
 
-    def to_fixed(self, streams):
-        return nested.map_structure(to_fixed, streams)
-
-    def to_float(self, streams):
+    def to_floats(self, streams, kind):
+        """Undo `to_kind`."""
+        if not kind:
+            return streams
         return nested.map_structure(
-            lambda i: to_float(i, self.compute_dtype), streams
+            lambda x: x.floats(self.compute_dtype), streams
         )
 
     def _build_with_context(self, inputs, context):
