@@ -3,6 +3,7 @@ import keras
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
+from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -28,7 +29,8 @@ class ReversibleParallel(ReversibleLayer):
 
     Raises:
         TypeError: an entry of `blocks` is not a reversible layer.
-        ValueError: axes differ, or there are not as many streams as blocks.
+        ValueError: axes or dtypes differ, or there are not as many streams
+            as blocks.
 
     Example:
 
@@ -59,6 +61,7 @@ class ReversibleParallel(ReversibleLayer):
                 f"Received: axes {[block.axis for block in blocks]}"
             )
         super().__init__(axis=blocks[0].axis, **kwargs)
+        check_stream_dtype(self, blocks)
         self.blocks = blocks
         self.additive = all(c.additive for b in blocks for c in b.couplings())
 

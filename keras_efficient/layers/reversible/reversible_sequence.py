@@ -1,6 +1,7 @@
 import keras
 
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
+from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -54,8 +55,8 @@ class ReversibleSequence(ReversibleLayer):
 
     Raises:
         TypeError: an entry of `blocks` is not a reversible layer.
-        ValueError: `blocks` is empty, its axes differ, or `exact` is asked of
-            blocks that multiply.
+        ValueError: `blocks` is empty, their axes or dtypes differ, or `exact`
+            is asked of blocks that multiply.
 
     Example:
 
@@ -86,6 +87,7 @@ class ReversibleSequence(ReversibleLayer):
         blocks = list(blocks)
         _check_blocks(blocks, exact)
         super().__init__(axis=blocks[0].axis, **kwargs)
+        check_stream_dtype(self, blocks)
         self.blocks = blocks
         self.reversible = reversible
         self.exact = exact
