@@ -1,20 +1,14 @@
 """Which kernel serves which tensors, and why not."""
 
-import functools
-import importlib
 import os
 import sys
 
-from keras_efficient.kernels import tensors
-from keras_efficient.kernels import xla_version
+from keras_efficient.kernels.ffi import support
+from keras_efficient.kernels.ffi import tensors
+from keras_efficient.kernels.ffi import xla_version
 
 VARIABLE = "KERAS_EFFICIENT_KERNELS"
 CHOICES = ("auto", "off", "numba", "triton")
-
-_FRAMEWORKS = {
-    "numba": ("jax", "tensorflow", "torch", "numpy"),
-    "triton": ("torch",),
-}
 
 _chosen = None
 
@@ -23,7 +17,7 @@ def set_kernels(kernels):
     """See `keras_efficient.config.set_kernels`."""
     global _chosen
     _check(kernels, "`kernels`")
-    if kernels in _FRAMEWORKS and why_not_installed(kernels):
+    if kernels in ("numba", "triton") and why_not_installed(kernels):
         raise RuntimeError(
             f"Kernels cannot be '{kernels}': {why_not_installed(kernels)}."
         )
@@ -78,7 +72,7 @@ def choose_for(framework, device):
 
 def wanted(framework, device):
     """Return the kernel to take if it can run: that asked for, or the best."""
-    if kernels() in _FRAMEWORKS:
+    if kernels() in ("numba", "triton"):
         return kernels()
     return "numba" if device == "cpu" else "triton"
 
@@ -95,38 +89,28 @@ def why_not(kernel, framework, device):
     Returns:
         String that goes on after a colon, or `None`.
     """
-    if kernel == "numba" and device != "cpu":
-        return "Numba kernels run on the CPU"
-    if framework not in _FRAMEWORKS[kernel]:
-        return f"there are no {kernel} kernels for {framework or 'them'}"
+    if kernel == "numba":
+        return support.why_not(framework, device)
+    if framework != "torch":
+        return f"there are no triton kernels for {framework or 'them'}"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    places = ("cpu", "cuda") if interpreted else ("cuda",)
-    if kernel == "triton" and device not in places:
+    if device not in (("cpu", "cuda") if interpreted else ("cuda",)):
         return "Triton kernels run on CUDA devices"
     if why_not_installed(kernel):
         return why_not_installed(kernel)
     # Each has an LLVM of its own; in this order the process would end.
-    if kernel == "triton" and "tensorflow" in sys.modules:
-        if "triton" not in sys.modules:
-            return "Triton cannot be loaded after TensorFlow"
-    if kernel == "numba" and framework in ("jax", "tensorflow"):
-        return xla_version.why_not(framework)
+    if "tensorflow" in sys.modules and "triton" not in sys.modules:
+        return "Triton cannot be loaded after TensorFlow"
     return None
 
 
-@functools.lru_cache(maxsize=None)
 def why_not_installed(kernel):
     """Return why the compiler of a kernel cannot be used, or `None`."""
-    # Not imported, because of the LLVM mentioned above.
-    if kernel == "triton" and xla_version.package_folder("triton") is None:
-        return "triton is not installed (pip install triton)"
     if kernel == "numba":
-        try:
-            numba = importlib.import_module("numba")
-        except ImportError as error:
-            return f"numba cannot be imported ({error}; pip install numba)"
-        if numba.config.DISABLE_JIT:
-            return "NUMBA_DISABLE_JIT is set"
+        return support.why_not_installed()
+    # Not imported, because of the LLVM mentioned above.
+    if xla_version.package_folder("triton") is None:
+        return "triton is not installed (pip install triton)"
     return None
 
 

@@ -4,8 +4,8 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_efficient.kernels import traits
-from keras_efficient.kernels.tensors import as_matrix
+from keras_efficient.kernels.cpu import traits
+from keras_efficient.kernels.ffi.tensors import as_matrix
 from keras_efficient.ops.adam_step import adam_biases
 from keras_efficient.ops.fused_steps import FLOATS
 from keras_efficient.ops.fused_steps import fused_steps
@@ -98,9 +98,9 @@ def _step_many(numbers, rows, seeds):
 # Not before they are needed: they import their compilers.
 def _find_kernel(name, layout):
     if name == "triton":
-        from keras_efficient.kernels.triton_adam_8bit import adam_8bit_many
+        from keras_efficient.kernels.gpu.adam_8bit import adam_8bit_many
     else:
-        from keras_efficient.kernels.numba_adam_8bit_many import adam_8bit_many
+        from keras_efficient.kernels.cpu.adam_8bit_many import adam_8bit_many
     return adam_8bit_many
 
 
@@ -114,7 +114,7 @@ def _layout(shape):
 
 
 def _step(numbers, row, seed):
-    from keras_efficient.kernels.numba_adam_8bit import adam_8bit
+    from keras_efficient.kernels.cpu.adam_8bit import adam_8bit
 
     _, (rows, _, _) = _layout(tuple(row[0].shape))
     results = adam_8bit(

@@ -4,8 +4,8 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_efficient.kernels import traits
-from keras_efficient.kernels.tensors import as_matrix
+from keras_efficient.kernels.cpu import traits
+from keras_efficient.kernels.ffi.tensors import as_matrix
 from keras_efficient.ops.adam_step import adam_biases
 from keras_efficient.ops.fused_steps import FLOATS
 from keras_efficient.ops.fused_steps import fused_steps
@@ -111,15 +111,13 @@ def _step_many(numbers, block_size, choices, rows, seeds):
 # Not before they are needed: they import their compilers.
 def _find_kernel(name, layout):
     if name == "triton":
-        from keras_efficient.kernels.triton_micro_adam import micro_adam_many
-        from keras_efficient.kernels.triton_micro_adam import serves
+        from keras_efficient.kernels.gpu.micro_adam import micro_adam_many
+        from keras_efficient.kernels.gpu.micro_adam import serves
 
         if not serves(*layout):
             return None
     else:
-        from keras_efficient.kernels.numba_micro_adam_many import (
-            micro_adam_many,
-        )
+        from keras_efficient.kernels.cpu.micro_adam_many import micro_adam_many
     return functools.partial(micro_adam_many, layout)
 
 
@@ -140,7 +138,7 @@ def _shapes(shape, window, k, block_size, bucket_size):
 def _step(numbers, block_size, choices, row, seed):
     if not math.prod(row[0].shape):
         return None
-    from keras_efficient.kernels.numba_micro_adam import micro_adam
+    from keras_efficient.kernels.cpu.micro_adam import micro_adam
 
     parameter, *state, gradient = row
     # XLA would copy a matrix that is overwritten as a vector.

@@ -1,7 +1,7 @@
 import keras
 
 from keras_efficient.kernels import policy
-from keras_efficient.kernels.tensors import framework_of
+from keras_efficient.kernels.ffi.tensors import framework_of
 
 FLOATS = ("float32", "bfloat16")
 

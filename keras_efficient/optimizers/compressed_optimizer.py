@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_efficient import backend
 from keras_efficient.kernels import policy
-from keras_efficient.kernels.tensors import framework_of
+from keras_efficient.kernels.ffi.tensors import framework_of
 from keras_efficient.ops.adam_step import adam_biases
 from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.optimizers.batched_step import batched_step

@@ -13,7 +13,8 @@ import pytest
 import keras_efficient
 from keras_efficient.kernels import numba_ffi
 from keras_efficient.kernels import policy
-from keras_efficient.kernels import xla_version
+from keras_efficient.kernels.ffi import support
+from keras_efficient.kernels.ffi import xla_version
 
 numba = pytest.importorskip("numba")
 
@@ -130,10 +131,10 @@ def test_other_devices_on_torch():
 
 def test_numba_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    policy.why_not_installed.cache_clear()
+    support.why_not_installed.cache_clear()
     with pytest.raises(RuntimeError, match="numba cannot be imported"):
         root(tensor([1, 4]))
-    policy.why_not_installed.cache_clear()
+    support.why_not_installed.cache_clear()
 
 
 @pytest.mark.skipif(not IN_XLA, reason="XLA")
@@ -147,19 +148,19 @@ def test_untested_version(untested):
 @pytest.mark.skipif(not IN_XLA, reason="XLA")
 def test_a_handler_looks_at_the_version_itself(monkeypatch):
     """The header could be that of another library than the one that runs."""
-    from keras_efficient.kernels import xla_ffi
+    from keras_efficient.kernels.ffi import xla_handler
 
     @numba_ffi(outputs={"y": "x"})
     def never_called(x, y):
         y[:] = 1
 
-    monkeypatch.setattr(xla_ffi, "_VERSIONS", (99,))
+    monkeypatch.setattr(xla_handler, "_VERSIONS", (99,))
     with pytest.raises(Exception, match="never_called"):
         np.asarray(never_called(tensor([1, 4])))
 
 
 def test_workqueue_runs_serially(monkeypatch):
-    from keras_efficient.kernels import numba_kernel
+    from keras_efficient.kernels.ffi import numba_kernel
 
     @numba_ffi(in_place="x", parallel=True)
     def increment(x):
@@ -174,7 +175,7 @@ def test_workqueue_runs_serially(monkeypatch):
 
 def test_waiting_threads_do_not_spin(monkeypatch):
     """OpenMP reads the setting when it is loaded; it is gone afterwards."""
-    from keras_efficient.kernels import numba_kernel
+    from keras_efficient.kernels.ffi import numba_kernel
 
     seen = []
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from keras_efficient.kernels.numba_kernel import drop_stale_cache
+from keras_efficient.kernels.ffi.numba_kernel import drop_stale_cache
 
 
 def test_only_what_is_older_than_a_source_is_dropped(tmp_path):

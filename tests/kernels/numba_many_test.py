@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_efficient.kernels import policy
-from keras_efficient.kernels import tensors
+from keras_efficient.kernels.ffi import tensors
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
@@ -50,7 +50,7 @@ class Adam8bit:
 
     @staticmethod
     def one(parameter, gradient, state, step, seed):
-        from keras_efficient.kernels.numba_adam_8bit import adam_8bit
+        from keras_efficient.kernels.cpu.adam_8bit import adam_8bit
 
         shape = tuple(parameter.shape)
         rows = math.prod(shape[:-1]) if is_along_last(shape) else 1
@@ -88,7 +88,7 @@ class MicroAdam:
 
     @staticmethod
     def one(parameter, gradient, state, step, seed):
-        from keras_efficient.kernels.numba_micro_adam import micro_adam
+        from keras_efficient.kernels.cpu.micro_adam import micro_adam
 
         options = np.array([*BETAS, 1e-7, 0.4, 1 - 0.4], "float32")
         micro_adam(
@@ -162,11 +162,11 @@ def test_same_bits_as_one_after_another(kernel, threads):
 
 @each
 def test_one_call_for_all_of_the_same_dtypes(kernel, monkeypatch):
-    from keras_efficient.kernels import numba_adam_8bit_many
-    from keras_efficient.kernels import numba_micro_adam_many
+    from keras_efficient.kernels.cpu import adam_8bit_many
+    from keras_efficient.kernels.cpu import micro_adam_many
 
     calls = []
-    for module in (numba_adam_8bit_many, numba_micro_adam_many):
+    for module in (adam_8bit_many, micro_adam_many):
         (name,) = (x for x in vars(module) if x.startswith("_") and "many" in x)
         function = getattr(module, name)
 

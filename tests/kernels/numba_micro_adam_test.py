@@ -188,7 +188,7 @@ def test_equal_magnitudes_are_taken_in_order():
 
 
 def test_threads_change_nothing():
-    from keras_efficient.kernels.numba_micro_adam import micro_adam
+    from keras_efficient.kernels.cpu.micro_adam import micro_adam
 
     size, results = 2**18 + 300, []
     options = [0.9, 0.1, 0.999, 0.001, 1e-7, 0.4, 0.6]

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from keras_efficient.kernels import policy
-from keras_efficient.kernels import tensors
-from keras_efficient.kernels import xla_version
+from keras_efficient.kernels.ffi import support
+from keras_efficient.kernels.ffi import tensors
+from keras_efficient.kernels.ffi import xla_version
 
 BACKEND = keras.config.backend()
 CACHED = (
-    policy.why_not_installed,
+    support.why_not_installed,
     xla_version.header_version,
     xla_version.package_folder,
     xla_version.why_not,

@@ -18,8 +18,8 @@ import triton.language as tl
 from triton_compile import compile_kernel
 
 from keras_efficient import config
-from keras_efficient.kernels import triton_adam_8bit
-from keras_efficient.kernels.triton_table import alignment_of
+from keras_efficient.kernels.gpu import adam_8bit as triton_adam_8bit
+from keras_efficient.kernels.gpu.table import alignment_of
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps

@@ -17,8 +17,8 @@ import triton.language as tl
 from triton_compile import compile_kernel
 
 from keras_efficient import config
-from keras_efficient.kernels import triton_micro_adam
-from keras_efficient.kernels import triton_window
+from keras_efficient.kernels.gpu import micro_adam as triton_micro_adam
+from keras_efficient.kernels.gpu import window as triton_window
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
 from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from keras_efficient.kernels import xla_version
+from keras_efficient.kernels.ffi import xla_version
 
 SCRIPT = Path(__file__).with_name("triton_micro_adam_run.py")
 

@@ -11,9 +11,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from keras_efficient.kernels.numba_jit import jit
-from keras_efficient.kernels.numba_vectors import LENGTH
-from keras_efficient.kernels.numba_vectors import Run
+from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.cpu.vectors import LENGTH
+from keras_efficient.kernels.cpu.vectors import Run
 
 _INT = ir.IntType(32)
 _INTS = ir.VectorType(_INT, LENGTH)

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import torch
 
-from keras_efficient.kernels.host import Host
-from keras_efficient.kernels.numba_kernel import as_argument
-from keras_efficient.kernels.tensors import Spec
+from keras_efficient.kernels.ffi.host import Host
+from keras_efficient.kernels.ffi.numba_kernel import as_argument
+from keras_efficient.kernels.ffi.tensors import Spec
 
 _BITS = (torch.bfloat16, torch.float16)
 

@@ -11,19 +11,19 @@ import torch
 import triton
 import triton.language as tl
 
-from keras_efficient.kernels import triton_math as tm
-from keras_efficient.kernels.triton_math import finite_gradient
-from keras_efficient.kernels.triton_math import subtract
-from keras_efficient.kernels.triton_quantize_4bit import decode
-from keras_efficient.kernels.triton_quantize_4bit import decode_at
-from keras_efficient.kernels.triton_quantize_4bit import encode
-from keras_efficient.kernels.triton_table import alignment_of
-from keras_efficient.kernels.triton_table import dtype_of
-from keras_efficient.kernels.triton_table import place
-from keras_efficient.kernels.triton_table import pointer
-from keras_efficient.kernels.triton_window import sum_window
-from keras_efficient.kernels.triton_window import update_window
-from keras_efficient.kernels.triton_window import window_kernel
+from keras_efficient.kernels.gpu import math as tm
+from keras_efficient.kernels.gpu.math import finite_gradient
+from keras_efficient.kernels.gpu.math import subtract
+from keras_efficient.kernels.gpu.quantize_4bit import decode
+from keras_efficient.kernels.gpu.quantize_4bit import decode_at
+from keras_efficient.kernels.gpu.quantize_4bit import encode
+from keras_efficient.kernels.gpu.table import alignment_of
+from keras_efficient.kernels.gpu.table import dtype_of
+from keras_efficient.kernels.gpu.table import place
+from keras_efficient.kernels.gpu.table import pointer
+from keras_efficient.kernels.gpu.window import sum_window
+from keras_efficient.kernels.gpu.window import update_window
+from keras_efficient.kernels.gpu.window import window_kernel
 
 ENTRIES = 1024  # of a program
 WARPS = 4

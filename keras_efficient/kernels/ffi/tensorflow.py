@@ -10,9 +10,9 @@ import functools
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
-from keras_efficient.kernels import xla_version
-from keras_efficient.kernels.host import Host
-from keras_efficient.kernels.tensors import Spec
+from keras_efficient.kernels.ffi import xla_version
+from keras_efficient.kernels.ffi.host import Host
+from keras_efficient.kernels.ffi.tensors import Spec
 
 _ELEMENTS = {
     **{"bool": "i1", "float16": "f16", "bfloat16": "bf16"},
@@ -20,7 +20,7 @@ _ELEMENTS = {
     **{f"int{n}": f"i{n}" for n in (8, 16, 32, 64)},
     **{f"uint{n}": f"ui{n}" for n in (8, 16, 32, 64)},
 }
-# Words of the API's table, as in `xla_ffi`.
+# Words of the API's table, as in `xla_handler`.
 _API_VERSION, _API_REGISTER = 4, 9
 _MODULE_VERSION = 9  # of the operation, not of the FFI
 

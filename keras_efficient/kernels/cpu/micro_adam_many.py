@@ -5,18 +5,18 @@ import math
 import numba
 import numpy as np
 
-from keras_efficient.kernels.numba_ffi import numba_ffi
-from keras_efficient.kernels.numba_jit import jit
-from keras_efficient.kernels.numba_micro_adam import ENTRIES_A_PART
-from keras_efficient.kernels.numba_micro_adam import gather
-from keras_efficient.kernels.numba_micro_adam import noise_key
-from keras_efficient.kernels.numba_micro_adam import write_row
-from keras_efficient.kernels.numba_micro_adam_blocks import make_spaces
-from keras_efficient.kernels.numba_micro_adam_blocks import step_blocks
-from keras_efficient.kernels.numba_table import add_parts
-from keras_efficient.kernels.numba_table import array_at
-from keras_efficient.kernels.numba_table import count_threads
-from keras_efficient.kernels.numba_table import take_part
+from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.cpu.micro_adam import ENTRIES_A_PART
+from keras_efficient.kernels.cpu.micro_adam import gather
+from keras_efficient.kernels.cpu.micro_adam import noise_key
+from keras_efficient.kernels.cpu.micro_adam import write_row
+from keras_efficient.kernels.cpu.micro_adam_blocks import make_spaces
+from keras_efficient.kernels.cpu.micro_adam_blocks import step_blocks
+from keras_efficient.kernels.cpu.table import add_parts
+from keras_efficient.kernels.cpu.table import array_at
+from keras_efficient.kernels.cpu.table import count_threads
+from keras_efficient.kernels.cpu.table import take_part
+from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
 
 
 def micro_adam_many(layout, table, likes, *numbers):

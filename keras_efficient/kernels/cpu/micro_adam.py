@@ -3,11 +3,11 @@
 import numba
 import numpy as np
 
-from keras_efficient.kernels.numba_ffi import numba_ffi
-from keras_efficient.kernels.numba_group import mix
-from keras_efficient.kernels.numba_jit import jit
-from keras_efficient.kernels.numba_micro_adam_blocks import make_spaces
-from keras_efficient.kernels.numba_micro_adam_blocks import step_blocks
+from keras_efficient.kernels.cpu.group import mix
+from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.cpu.micro_adam_blocks import make_spaces
+from keras_efficient.kernels.cpu.micro_adam_blocks import step_blocks
+from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
 
 # Fewer entries are done sooner than other threads have woken up.
 ENTRIES_A_PART = 2**16

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_efficient.kernels.host import Host
-from keras_efficient.kernels.numba_kernel import as_argument
-from keras_efficient.kernels.tensors import Spec
+from keras_efficient.kernels.ffi.host import Host
+from keras_efficient.kernels.ffi.numba_kernel import as_argument
+from keras_efficient.kernels.ffi.tensors import Spec
 
 
 class NumPyHost(Host):

@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from keras_efficient.kernels.numba_group import from_bits
-from keras_efficient.kernels.numba_group import fused_multiply_add
-from keras_efficient.kernels.numba_group import mix
-from keras_efficient.kernels.numba_group import to_bits
-from keras_efficient.kernels.numba_group import to_float32
-from keras_efficient.kernels.numba_jit import jit
-from keras_efficient.kernels.numba_vectors import LENGTH
-from keras_efficient.kernels.numba_vectors import greatest
-from keras_efficient.kernels.numba_vectors import least
-from keras_efficient.kernels.numba_vectors import noise
-from keras_efficient.kernels.numba_vectors import pack
-from keras_efficient.kernels.numba_vectors import unpack
+from keras_efficient.kernels.cpu.group import from_bits
+from keras_efficient.kernels.cpu.group import fused_multiply_add
+from keras_efficient.kernels.cpu.group import mix
+from keras_efficient.kernels.cpu.group import to_bits
+from keras_efficient.kernels.cpu.group import to_float32
+from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.cpu.vectors import LENGTH
+from keras_efficient.kernels.cpu.vectors import greatest
+from keras_efficient.kernels.cpu.vectors import least
+from keras_efficient.kernels.cpu.vectors import noise
+from keras_efficient.kernels.cpu.vectors import pack
+from keras_efficient.kernels.cpu.vectors import unpack
 
 _F = np.float32
 _ZERO, _ONE, _LAST_STEP = _F(0), _F(1), _F(15)

@@ -3,17 +3,17 @@
 import numba
 import numpy as np
 
-from keras_efficient.kernels.numba_ffi import numba_ffi
-from keras_efficient.kernels.numba_group import GROUP_SIZE
-from keras_efficient.kernels.numba_group import decode_float16
-from keras_efficient.kernels.numba_group import fill_group
-from keras_efficient.kernels.numba_group import fused_multiply_add
-from keras_efficient.kernels.numba_group import largest_of_group
-from keras_efficient.kernels.numba_group import mix
-from keras_efficient.kernels.numba_group import round_to_float16
-from keras_efficient.kernels.numba_group import subtract
-from keras_efficient.kernels.numba_group import to_float32
-from keras_efficient.kernels.numba_jit import jit
+from keras_efficient.kernels.cpu.group import GROUP_SIZE
+from keras_efficient.kernels.cpu.group import decode_float16
+from keras_efficient.kernels.cpu.group import fill_group
+from keras_efficient.kernels.cpu.group import fused_multiply_add
+from keras_efficient.kernels.cpu.group import largest_of_group
+from keras_efficient.kernels.cpu.group import mix
+from keras_efficient.kernels.cpu.group import round_to_float16
+from keras_efficient.kernels.cpu.group import subtract
+from keras_efficient.kernels.cpu.group import to_float32
+from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
 
 # Groups that are worked on together: all that belongs to them stays in the
 # cache of level 1, and loops over them are long enough for vectors.

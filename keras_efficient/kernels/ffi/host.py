@@ -1,5 +1,5 @@
-from keras_efficient.kernels import policy
-from keras_efficient.kernels import tensors
+from keras_efficient.kernels.ffi import support
+from keras_efficient.kernels.ffi import tensors
 
 
 class Host:
@@ -18,7 +18,7 @@ class Host:
                 f"{', '.join(kernel.inputs)}. Received: {len(args)}"
             )
         device = tensors.device_of(args, self.framework)
-        reason = policy.why_not("numba", self.framework, device)
+        reason = support.why_not(self.framework, device)
         if reason:
             raise RuntimeError(
                 f"'{kernel.name}' cannot run on {self.framework} tensors on "

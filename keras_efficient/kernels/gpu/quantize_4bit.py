@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from keras_efficient.kernels.triton_math import round_to_bfloat16
-from keras_efficient.kernels.triton_math import uniform_noise
+from keras_efficient.kernels.gpu.math import round_to_bfloat16
+from keras_efficient.kernels.gpu.math import uniform_noise
 
 _BOUND_MARGIN = tl.constexpr(2.0**-8)
 _SMALLEST_UNIT = tl.constexpr(2.0**-126)

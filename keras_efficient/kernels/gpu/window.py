@@ -7,8 +7,8 @@ each, a tenth of the work of comparing them with the 256 of the block.
 import triton
 import triton.language as tl
 
-from keras_efficient.kernels.triton_math import round_to_bfloat16
-from keras_efficient.kernels.triton_table import pointer
+from keras_efficient.kernels.gpu.math import round_to_bfloat16
+from keras_efficient.kernels.gpu.table import pointer
 
 _LAST_STEP = tl.constexpr(2**31 - 1)
 

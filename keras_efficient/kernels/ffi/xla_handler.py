@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from keras_efficient.kernels.xla_version import TESTED
+from keras_efficient.kernels.ffi.xla_version import TESTED
 
 # Where a word stands in its structure.
 FRAME_EXTENSION, FRAME_API, FRAME_ARGS, FRAME_RESULTS = 1, 2, 9, 14

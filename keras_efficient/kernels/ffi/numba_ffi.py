@@ -1,8 +1,8 @@
 import functools
 import inspect
 
-from keras_efficient.kernels import tensors
-from keras_efficient.kernels.numba_kernel import NumbaKernel
+from keras_efficient.kernels.ffi import tensors
+from keras_efficient.kernels.ffi.numba_kernel import NumbaKernel
 
 
 def numba_ffi(
@@ -149,11 +149,11 @@ def numba_ffi(
 
 def _host(framework):
     if framework == "jax":
-        from keras_efficient.kernels.jax_ffi import call
+        from keras_efficient.kernels.ffi.jax import call
     elif framework == "tensorflow":
-        from keras_efficient.kernels.tensorflow_ffi import call
+        from keras_efficient.kernels.ffi.tensorflow import call
     elif framework == "torch":
-        from keras_efficient.kernels.torch_ffi import call
+        from keras_efficient.kernels.ffi.torch import call
     else:
-        from keras_efficient.kernels.numpy_ffi import call
+        from keras_efficient.kernels.ffi.numpy import call
     return call

@@ -4,9 +4,8 @@ import hashlib
 import inspect
 import os
 import threading
-from pathlib import Path
 
-from keras_efficient.kernels.tensors import Spec
+from keras_efficient.kernels.ffi.tensors import Spec
 
 # Numba has no type for these on the CPU: kernels get their bits.
 _BITS = {"bfloat16": "uint16", "float16": "uint16"}
@@ -34,9 +33,6 @@ def drop_stale_cache(folder):
                 path.unlink()
         except OSError:  # another process was first, or nobody may write here
             pass
-
-
-drop_stale_cache(Path(__file__).parent)
 
 
 class NumbaKernel:
@@ -160,7 +156,7 @@ class NumbaKernel:
             return self._handlers[key]
 
     def _compile(self, specs, key):
-        from keras_efficient.kernels import xla_ffi
+        from keras_efficient.kernels.ffi import xla_handler
 
         parameters = []
         for name, spec in zip(self.parameters, specs):
@@ -168,7 +164,7 @@ class NumbaKernel:
             index = (self.results if is_result else self.inputs).index(name)
             spec = Spec(spec.shape, _BITS.get(spec.dtype, spec.dtype))
             parameters.append((spec, is_result, index))
-        compiled = xla_ffi.compile_handler(
+        compiled = xla_handler.compile_handler(
             self.dispatcher(),
             parameters,
             {result: index for index, result in self.aliases.items()},
@@ -177,7 +173,7 @@ class NumbaKernel:
         # The same in each process, for programs that XLA keeps on disk.
         text = f"{self.function.__module__}.{self.function.__qualname__}{key}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        name = f"keras_efficient.{self.name}.{digest}"
+        name = f"numba_ffi.{self.name}.{digest}"
         while name in _targets:  # another function of that name
             name += "_"
         _targets[name] = compiled

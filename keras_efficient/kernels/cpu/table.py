@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from keras_efficient.kernels.numba_jit import jit
+from keras_efficient.kernels.cpu.jit import jit
 
 _WORD = ir.IntType(64)
 

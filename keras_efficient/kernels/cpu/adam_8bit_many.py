@@ -3,17 +3,17 @@
 import numba
 import numpy as np
 
-from keras_efficient.kernels.numba_adam_8bit import ENTRIES_A_PART
-from keras_efficient.kernels.numba_adam_8bit import divide
-from keras_efficient.kernels.numba_adam_8bit import gather
-from keras_efficient.kernels.numba_adam_8bit import run
-from keras_efficient.kernels.numba_ffi import numba_ffi
-from keras_efficient.kernels.numba_group import mix
-from keras_efficient.kernels.numba_jit import jit
-from keras_efficient.kernels.numba_table import add_parts
-from keras_efficient.kernels.numba_table import array_at
-from keras_efficient.kernels.numba_table import count_threads
-from keras_efficient.kernels.numba_table import take_part
+from keras_efficient.kernels.cpu.adam_8bit import ENTRIES_A_PART
+from keras_efficient.kernels.cpu.adam_8bit import divide
+from keras_efficient.kernels.cpu.adam_8bit import gather
+from keras_efficient.kernels.cpu.adam_8bit import run
+from keras_efficient.kernels.cpu.group import mix
+from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.cpu.table import add_parts
+from keras_efficient.kernels.cpu.table import array_at
+from keras_efficient.kernels.cpu.table import count_threads
+from keras_efficient.kernels.cpu.table import take_part
+from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
 
 
 def adam_8bit_many(table, likes, *numbers):

@@ -4,15 +4,15 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from keras_efficient.kernels import triton_math as tm
-from keras_efficient.kernels.triton_math import finite_gradient
-from keras_efficient.kernels.triton_math import round_to_float16
-from keras_efficient.kernels.triton_math import subtract
-from keras_efficient.kernels.triton_math import uniform_noise
-from keras_efficient.kernels.triton_table import alignment_of
-from keras_efficient.kernels.triton_table import dtype_of
-from keras_efficient.kernels.triton_table import place
-from keras_efficient.kernels.triton_table import pointer
+from keras_efficient.kernels.gpu import math as tm
+from keras_efficient.kernels.gpu.math import finite_gradient
+from keras_efficient.kernels.gpu.math import round_to_float16
+from keras_efficient.kernels.gpu.math import subtract
+from keras_efficient.kernels.gpu.math import uniform_noise
+from keras_efficient.kernels.gpu.table import alignment_of
+from keras_efficient.kernels.gpu.table import dtype_of
+from keras_efficient.kernels.gpu.table import place
+from keras_efficient.kernels.gpu.table import pointer
 
 GROUPS = 32  # of 32 entries, in a program
 WARPS = 4

@@ -3,7 +3,7 @@
 import functools
 import sys
 
-from keras_efficient.kernels.tensors import framework_of
+from keras_efficient.kernels.ffi.tensors import framework_of
 
 
 def multiplies_and_adds_at_once(values):

@@ -4,19 +4,19 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from keras_efficient.kernels.numba_block_top_k import find_largest
-from keras_efficient.kernels.numba_group import subtract
-from keras_efficient.kernels.numba_group import to_float32
-from keras_efficient.kernels.numba_jit import jit
-from keras_efficient.kernels.numba_quantize_4bit import bfloat16_bits
-from keras_efficient.kernels.numba_quantize_4bit import decode
-from keras_efficient.kernels.numba_quantize_4bit import encode
-from keras_efficient.kernels.numba_quantize_4bit import fill_noise
-from keras_efficient.kernels.numba_quantize_4bit import round_to_bfloat16
-from keras_efficient.kernels.numba_vectors import LENGTH
-from keras_efficient.kernels.numba_vectors import adam_of_window
-from keras_efficient.kernels.numba_vectors import add_to_window
-from keras_efficient.kernels.numba_vectors import take_from_window
+from keras_efficient.kernels.cpu.block_top_k import find_largest
+from keras_efficient.kernels.cpu.group import subtract
+from keras_efficient.kernels.cpu.group import to_float32
+from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.cpu.quantize_4bit import bfloat16_bits
+from keras_efficient.kernels.cpu.quantize_4bit import decode
+from keras_efficient.kernels.cpu.quantize_4bit import encode
+from keras_efficient.kernels.cpu.quantize_4bit import fill_noise
+from keras_efficient.kernels.cpu.quantize_4bit import round_to_bfloat16
+from keras_efficient.kernels.cpu.vectors import LENGTH
+from keras_efficient.kernels.cpu.vectors import adam_of_window
+from keras_efficient.kernels.cpu.vectors import add_to_window
+from keras_efficient.kernels.cpu.vectors import take_from_window
 
 _F = np.float32
 _ZERO, _ONE = _F(0), _F(1)

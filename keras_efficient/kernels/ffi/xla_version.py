@@ -5,8 +5,8 @@ import importlib.util
 import pathlib
 import re
 
-# (major, minor) that the handlers of `xla_ffi` were tested with. The layout of
-# the structures it reads is that of these two.
+# (major, minor) that the handlers of `xla_handler` were tested with. The layout
+# of the structures it reads is that of these two.
 TESTED = ((0, 2), (0, 3))
 
 _HEADERS = {

@@ -4,8 +4,8 @@ import ctypes
 
 import jax
 
-from keras_efficient.kernels.host import Host
-from keras_efficient.kernels.tensors import Spec
+from keras_efficient.kernels.ffi.host import Host
+from keras_efficient.kernels.ffi.tensors import Spec
 
 _registered = set()
 

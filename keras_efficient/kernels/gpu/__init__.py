@@ -1,0 +1,1 @@
+"""Kernels for CUDA devices, of Triton. They know nothing of Keras."""
