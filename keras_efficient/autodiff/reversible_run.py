@@ -16,13 +16,16 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient.autodiff.functional_call import values
 from keras_efficient.autodiff.pure_block import PureBlock
+from keras_efficient.autodiff.reconstruction_check import is_finite
 from keras_efficient.autodiff.replay import add
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
 
 
-def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
+def reversible_run(
+    blocks, inputs, shared, options, axis=None, exact=False, check=None
+):
     """Run `blocks` over `inputs` without keeping what lies between them.
 
     Args:
@@ -37,6 +40,7 @@ def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
             for the blocks. (Joined again, they are kept once, as the output.)
         exact: Python bool. Whether blocks see streams as fixed-point
             integers.
+        check: `ReconstructionCheck` or `None`.
 
     Returns:
         `(outputs, losses)`: the outputs of the last block and the losses
@@ -53,7 +57,12 @@ def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
         state_values, losses, keeps, updates = list(state_values), [], [], {}
         first, final = blocks[0], blocks[-1]
         streams = first.pack(first.write(split(inputs, axis)))
-        for block, p, s in zip(blocks, params_of, state_of):
+        # Of the first inputs, and of those where streams have been added:
+        # what is dropped on the way back leaves no trace in what is before.
+        samples, width = {}, 0
+        for i, (block, p, s) in enumerate(zip(blocks, params_of, state_of)):
+            if check and len(streams) > width:
+                samples[i], width = check.keep(streams), len(streams)
             streams, added, changed, kept = backend.segment(
                 block.forward,
                 shared,
@@ -61,25 +70,26 @@ def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
                 [state_values[i] for i in s],
                 streams,
             )
-            for i, value in changed.items():
-                state_values[s[i]] = updates[s[i]] = value
+            for k, value in changed.items():
+                state_values[s[k]] = updates[s[k]] = value
             losses.append(added)
             keeps.append(kept)
         outputs = join(final.read(final.unpack(streams)), axis)
         last = () if inputs_kept else streams if exact else outputs
-        residuals = param_values, last, shared, keeps
+        seen = (samples, is_finite(streams)) if check else ()
+        residuals = param_values, last, shared, keeps, seen
         return (outputs, losses, updates), residuals
 
     def backward(residuals, cotangents):
-        param_values, last, shared, keeps = residuals
+        param_values, last, shared, keeps, seen = residuals
         d_outputs, d_losses, _ = cotangents
         streams = last if inputs_kept or exact else split(last, axis)
         d_streams = split(d_outputs, axis)
         d_params = [None] * len(param_values)
         d_shared = nested.map_structure(lambda _: None, shared)
-        done = []
-        for block, p, kept, d_added in reversed(
-            list(zip(blocks, params_of, keeps, d_losses))
+        done, failed = [], []
+        for i, (block, p, kept, d_added) in reversed(
+            list(enumerate(zip(blocks, params_of, keeps, d_losses)))
         ):
             streams, d_streams, done, d_seen = backend.segment(
                 block.backward,
@@ -92,8 +102,12 @@ def reversible_run(blocks, inputs, shared, options, axis=None, exact=False):
                 after=done,
             )
             d_shared = nested.map_structure(add, d_shared, d_seen)
-            for i, d in zip(p, done):
-                d_params[i] = add(d_params[i], d)
+            for k, d in zip(p, done):
+                d_params[k] = add(d_params[k], d)
+            if check and i in seen[0]:
+                failed.append(check.failed(seen[0][i], streams))
+        if check:
+            d_params = check.report(failed, seen[1], d_params)
         return d_params, None, join(d_streams, axis), d_shared
 
     run = backend.custom_vjp(forward, backward)

@@ -11,13 +11,16 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient.autodiff.functional_call import values
 from keras_efficient.autodiff.pure_block import PureBlock
+from keras_efficient.autodiff.reconstruction_check import is_finite
 from keras_efficient.autodiff.replay import add
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
 
 
-def scanned_run(blocks, inputs, shared, options, axis=None, exact=False):
+def scanned_run(
+    blocks, inputs, shared, options, axis=None, exact=False, check=None
+):
     """Do what `reversible_run` does, for blocks that differ in values only.
 
     See there for arguments and results. The code of the first block is used
@@ -38,15 +41,18 @@ def scanned_run(blocks, inputs, shared, options, axis=None, exact=False):
 
         stacked = _stack(param_values), _stack(state_values)
         streams = first.pack(first.write(split(inputs, axis)))
+        samples = check.keep(streams) if check else ()
         streams, (losses, state, kept) = backend.scan(
             step, streams, stacked, length=len(blocks)
         )
         outputs = join(first.read(first.unpack(streams)), axis)
         last = streams if exact else outputs
-        return (outputs, losses, state), (param_values, last, shared, kept)
+        seen = (samples, is_finite(streams)) if check else ()
+        residuals = param_values, last, shared, kept, seen
+        return (outputs, losses, state), residuals
 
     def backward(residuals, cotangents):
-        param_values, last, shared, kept = residuals
+        param_values, last, shared, kept, seen = residuals
         d_outputs, d_losses, _ = cotangents
 
         def step(carry, values):
@@ -58,7 +64,7 @@ def scanned_run(blocks, inputs, shared, options, axis=None, exact=False):
             d_shared = nested.map_structure(add, d_shared, d_seen)
             return (streams, d_streams, d_shared), d_params
 
-        (_, d_streams, d_shared), d_params = backend.scan(
+        (streams, d_streams, d_shared), d_params = backend.scan(
             step,
             (
                 last if exact else split(last, axis),
@@ -70,6 +76,9 @@ def scanned_run(blocks, inputs, shared, options, axis=None, exact=False):
             length=len(blocks),
         )
         d_params = [[d[i] for d in d_params] for i in range(len(blocks))]
+        if check:
+            failed = check.failed(seen[0], streams)
+            d_params = check.report([failed], seen[1], d_params)
         return d_params, None, join(d_streams, axis), d_shared
 
     run = backend.custom_vjp(forward, backward)

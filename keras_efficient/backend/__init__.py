@@ -11,6 +11,8 @@ Every module here offers the same functions:
   `jax.lax.scan`, or `None`;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
+- `alarm(failed, warn, fail, in_program)`: a warning or an error where a
+  condition holds, from inside of a compiled program too;
 - `run_compiled(fn, args, owner, key)`: `fn(*args)` as one XLA program, where
   the backend does not compile all there is;
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward;
@@ -39,6 +41,7 @@ else:
     from keras_efficient.backend import forward_only as _backend
     from keras_efficient.backend import forward_only as _memory
 
+alarm = _backend.alarm
 custom_vjp = _backend.custom_vjp
 label = _memory.label
 not_differentiable = _backend.not_differentiable

@@ -53,6 +53,10 @@ def replay_random(state):
     return contextlib.nullcontext()
 
 
+def alarm(failed, warn, fail, in_program):
+    """Without a backward pass there is nothing to look at."""
+
+
 def label(name):
     return contextlib.nullcontext()
 

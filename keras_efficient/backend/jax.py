@@ -1,6 +1,7 @@
 """The primitives on JAX."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,36 @@ def segment(fn, *args, after=()):
 def _first_bits(x):
     first = x.ravel()[:1].astype("float32")
     return jax.lax.bitcast_convert_type(first, "int32").sum()
+
+
+def alarm(failed, warn, fail, in_program):
+    """Let it be known if `failed` holds.
+
+    Args:
+        failed: Boolean tensor without axes.
+        warn: Function without arguments.
+        fail: Function without arguments that raises an error. It is called
+            instead of `warn` where Python runs the program. Or `None`.
+        in_program: Function from `failed` to a tensor, zero, that does what
+            `warn` does when it is computed in a compiled program; or `None`.
+
+    Returns:
+        `None`, or in a compiled program a tensor, zero, that has to be used.
+    """
+    if not isinstance(failed, jax.core.Tracer):
+        if failed:
+            (fail or warn)()
+        return None
+
+    def callback():
+        jax.debug.callback(lambda failed: failed and warn(), failed)
+        return jnp.zeros(())
+
+    return jax.lax.cond(
+        failed,
+        functools.partial(in_program, failed) if in_program else callback,
+        lambda: jnp.zeros(()),
+    )
 
 
 def record_random(fn):

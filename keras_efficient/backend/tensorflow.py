@@ -159,6 +159,21 @@ def _first_bits(x):
     return tf.reduce_sum(tf.bitcast(first, tf.int32))
 
 
+def alarm(failed, warn, fail, in_program):
+    """Let it be known if `failed` holds.
+
+    See `keras_efficient.backend.jax.alarm`. On a GPU nothing is said from
+    inside of a graph: XLA has no way out of there on TensorFlow.
+    """
+    if tf.executing_eagerly():
+        if failed:
+            (fail or warn)()
+        return None
+    if in_program is None:
+        return tf.zeros(())
+    return tf.cond(failed, lambda: in_program(failed), lambda: tf.zeros(()))
+
+
 def record_random(fn):
     """Random numbers come from seeds, which are variables: no more to keep."""
     return fn(), []

@@ -1,5 +1,6 @@
 """The primitives on PyTorch."""
 
+import collections
 import contextlib
 
 import torch
@@ -157,6 +158,30 @@ def _structure(values):
 def segment(fn, *args, after=()):
     """PyTorch runs in program order."""
     return fn(*args)
+
+
+def alarm(failed, warn, fail, in_program):
+    """Let it be known if `failed` holds.
+
+    See `keras_efficient.backend.jax.alarm`. A GPU is not waited for in order
+    to warn: what it finds is looked at in the next call.
+    """
+    while _alarms and _alarms[0][0].query():
+        _, found, say = _alarms.popleft()
+        if found:
+            say()
+    if fail or failed.device.type != "cuda":
+        if failed:
+            (fail or warn)()
+        return
+    found = failed.to("cpu", non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    _alarms.append((event, found, warn))
+
+
+# What GPUs have been asked: `(event, answer, warn)`.
+_alarms = collections.deque()
 
 
 def record_random(fn):

@@ -5,6 +5,7 @@ from keras_efficient import backend
 from keras_efficient.autodiff.fixed_point import FixedPoint
 from keras_efficient.autodiff.fixed_point import FixedPointFloats
 from keras_efficient.autodiff.functional_call import call_layer
+from keras_efficient.autodiff.reconstruction_check import ReconstructionCheck
 from keras_efficient.autodiff.reversible_run import reversible_run
 from keras_efficient.autodiff.scanned_run import scanned_run
 from keras_efficient.autodiff.streams import join
@@ -81,6 +82,8 @@ class ReversibleLayer(keras.layers.Layer):
     exact = False
     # Whether identical blocks are compiled as a loop.
     scan = False
+    # What to do where the backward pass does not come back to the inputs.
+    check = "warn"
     # Whether `couple` only adds and subtracts (`exact` needs that).
     additive = False
     # Whether the backward pass gets the inputs, for want of an inverse.
@@ -165,7 +168,13 @@ class ReversibleLayer(keras.layers.Layer):
         if self.reversible:
             scan = self.scan and backend.scan is not None
             outputs, losses = (scanned_run if scan else reversible_run)(
-                self.couplings(), inputs, shared, options, axis, self.exact
+                self.couplings(),
+                inputs,
+                shared,
+                options,
+                axis=axis,
+                exact=self.exact,
+                check=self.check and ReconstructionCheck(self.name, self.check),
             )
             for loss in losses:
                 self.add_loss(loss)
