@@ -13,6 +13,8 @@ Every module here offers the same functions:
   draw from behind Keras' back, where the backend has one;
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
   condition holds, from inside of a compiled program too;
+- `leaf_gradients(layer, call, inputs)`: gradients of all that is trainable,
+  by the keys in `leaves(layer)`, for measuring;
 - `run_compiled(fn, args, owner, key)`: `fn(*args)` as one XLA program, where
   the backend does not compile all there is;
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward;
@@ -44,6 +46,8 @@ else:
 alarm = _backend.alarm
 custom_vjp = _backend.custom_vjp
 label = _memory.label
+leaf_gradients = _backend.leaf_gradients
+leaves = _backend.leaves
 not_differentiable = _backend.not_differentiable
 peak_bytes = _memory.peak_bytes
 record_random = _backend.record_random

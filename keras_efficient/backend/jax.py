@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 
 from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
@@ -169,6 +170,36 @@ def record_random(fn):
 
 def replay_random(state):
     return contextlib.nullcontext()
+
+
+def leaves(layer):
+    """Return a key for each trainable tensor of a layer."""
+    return {id(v) for v in layer.variables if v.trainable}
+
+
+def leaf_gradients(layer, call, inputs):
+    """Differentiate `sum(call(inputs) ** 2) / 2`, as a training step does.
+
+    Args:
+        layer: The Keras layer that `call` calls. It is not changed.
+        call: Function of `inputs`.
+        inputs: Nested structure of tensors.
+
+    Returns:
+        `(gradients, input_gradients)`, the first by the keys of `leaves`: of
+        all trainable tensors that the call reads. On JAX only those of the
+        layer itself can be known.
+    """
+    params = [v for v in layer.variables if v.trainable]
+    state = [(v, v.value) for v in layer.variables if not v.trainable]
+
+    def fn(values, inputs):
+        with keras.StatelessScope([*zip(params, values), *state]):
+            return call(inputs)
+
+    outputs, pullback = vjp(fn, [v.value for v in params], inputs)
+    gradients, input_gradients = pullback(outputs)
+    return dict(zip(map(id, params), gradients)), input_gradients
 
 
 def run_compiled(fn, args, owner, key):

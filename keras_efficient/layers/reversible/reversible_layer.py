@@ -84,7 +84,8 @@ class ReversibleLayer(keras.layers.Layer):
     scan = False
     # What to do where the backward pass does not come back to the inputs.
     check = "warn"
-    # Whether `couple` only adds and subtracts (`exact` needs that).
+    # Whether `couple` and `uncouple` only add, subtract and negate (`exact`
+    # needs that).
     additive = False
     # Whether the backward pass gets the inputs, for want of an inverse.
     keeps_inputs = False

@@ -26,7 +26,8 @@ class ReversibleSequence(ReversibleLayer):
             of 2^-16 from -32768 to 32768. Then they are reconstructed bit
             for bit at any depth, as long as sub-layers give the same result
             for the same input on the device; gradients pass straight through
-            the rounding. For blocks that only add. (The graph optimizer of
+            the rounding. What leaves the range becomes NaN and stays it. For
+            blocks that only add, subtract and negate streams. (The graph optimizer of
             TensorFlow fuses dense layers forward and not backward, which
             changes last bits: use `jit_compile=True`, or turn it off by
             `tf.config.optimizer.set_experimental_options({"remapping":
