@@ -27,11 +27,11 @@ class ReversibleSequence(ReversibleLayer):
             for bit at any depth, as long as sub-layers give the same result
             for the same input on the device; gradients pass straight through
             the rounding. What leaves the range becomes NaN and stays it. For
-            blocks that only add, subtract and negate streams. (The graph optimizer of
-            TensorFlow fuses dense layers forward and not backward, which
-            changes last bits: use `jit_compile=True`, or turn it off by
-            `tf.config.optimizer.set_experimental_options({"remapping":
-            False})`.) Defaults to `False`.
+            blocks that only add, subtract and negate streams. (The graph
+            optimizer of TensorFlow fuses dense layers forward and not
+            backward, which changes last bits: use `jit_compile=True`, or turn
+            it off by `tf.config.optimizer.set_experimental_options(
+            {"remapping": False})`.) Defaults to `False`.
         scan: Boolean. On JAX, whether to compile the blocks as one loop
             (`jax.lax.scan`): compilation then takes the same time at any
             depth, for one more copy of the parameters. For blocks that differ
