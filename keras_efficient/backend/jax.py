@@ -154,12 +154,12 @@ def alarm(failed, warn, fail, in_program):
 
     def callback():
         jax.debug.callback(lambda failed: failed and warn(), failed)
-        return jnp.zeros(())
+        return jnp.zeros((), "float32")
 
     return jax.lax.cond(
         failed,
         functools.partial(in_program, failed) if in_program else callback,
-        lambda: jnp.zeros(()),
+        lambda: jnp.zeros((), "float32"),
     )
 
 

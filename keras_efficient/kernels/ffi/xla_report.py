@@ -10,6 +10,8 @@ import ctypes
 import warnings
 import zlib
 
+import numpy as np
+
 from keras_efficient.kernels.ffi import tensors
 from keras_efficient.kernels.ffi import xla_version
 from keras_efficient.kernels.ffi.tensors import Spec
@@ -42,8 +44,8 @@ def report(failed, message):
         if nobody needs it, it is not.
     """
     # Not a running number: compiled programs are kept over processes.
-    code = zlib.crc32(message.encode()) >> 1
-    _messages[code] = message
+    code = np.int32(zlib.crc32(message.encode()) >> 1)
+    _messages[int(code)] = message
     host = _host(tensors.framework_of([failed]))
     specs = [Spec((), "bool"), Spec((), "int32")]
     values = [host.as_tensor(failed, "failed"), host.as_tensor(code, "code")]

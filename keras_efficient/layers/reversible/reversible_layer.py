@@ -77,15 +77,13 @@ class ReversibleLayer(keras.layers.Layer):
 
     # Whether the backward pass reconstructs activations or finds them stored.
     reversible = True
-    # Whether streams are 32-bit fixed-point integers inside, see
-    # `ReversibleSequence`.
+    # Whether streams are integers inside, see `ReversibleSequence`.
     exact = False
     # Whether identical blocks are compiled as a loop.
     scan = False
     # What to do where the backward pass does not come back to the inputs.
     check = "warn"
-    # Whether `couple` and `uncouple` only add, subtract and negate (`exact`
-    # needs that).
+    # Whether `couple` only adds, subtracts and negates, as `exact` needs it.
     additive = False
     # Whether the backward pass gets the inputs, for want of an inverse.
     keeps_inputs = False
@@ -268,11 +266,9 @@ class ReversibleLayer(keras.layers.Layer):
 
     def to_floats(self, streams, kind):
         """Undo `to_kind`."""
-        if not kind:
-            return streams
-        return nested.map_structure(
-            lambda x: x.floats(self.compute_dtype), streams
-        )
+        dtype = self.compute_dtype
+        floats = (lambda x: x.floats(dtype)) if kind else (lambda x: x)
+        return nested.map_structure(floats, streams)
 
     def _build_with_context(self, inputs, context):
         if context is None or self._built_with_context:
