@@ -114,7 +114,8 @@ class ReversibleRun(Tape):
         def evaluate(layer, x):
             x = self.read(x)
             known = call_arguments(layer, x, shared)
-            call = Call(layer, (x,), known, self.training, block.standardize)
+            known = {**known, "training": self.training}
+            call = Call(layer, (x,), known, block.standardize)
             results = self.record(call, len(nested.flatten(x)))
             return self.write(call.results.outputs(results))
 

@@ -16,7 +16,7 @@ Every module here offers the same functions:
   `gradients_flow_through_assignments`, `as_tensor(value)`,
   `stopped(variable, live)`,
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
-  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`;
+  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`, `place()`;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
@@ -82,6 +82,7 @@ link = _capture.link
 needs_gradient = _capture.needs_gradient
 not_differentiable = _backend.not_differentiable
 peak_bytes = _memory.peak_bytes
+place = _capture.place
 record_random = _backend.record_random
 recomputed = _recompute.recomputed
 recomputed_loop = _loop and _loop.recomputed_loop
