@@ -243,7 +243,7 @@ AWKWARD = {
     "shared part": Row(shared_part, before=lambda dense: dense),
     "variable around": Row(variable(trainable=True)),
     "state around, read": Row(variable(trainable=False)),
-    "tensor around": Row(closure, call=close_over, in_run=None),
+    "tensor around": Row(closure, call=close_over, in_run=None, symbolic=False),
     "constant around": Row(constant),
     "metric": Row(own.Measures),
     "metric around": Row(metric_around),
@@ -295,8 +295,12 @@ AWKWARD = {
     "second by keyword": Row(own.Second, call=by_keyword, in_run=None),
     "second of NumPy": Row(own.Second, call=numpy_second, in_run=None),
     "second a number": Row(own.Second, call=number_second, in_run=None),
-    "any arguments": Row(own.AnyArguments, call=any_arguments, in_run=None),
-    "all kinds of arguments": Row(own.AllKinds, call=all_kinds, in_run=None),
+    "any arguments": Row(
+        own.AnyArguments, call=any_arguments, in_run=None, symbolic=False
+    ),
+    "all kinds of arguments": Row(
+        own.AllKinds, call=all_kinds, in_run=None, symbolic=False
+    ),
     "context": Row(own.Conditioned, call=context, in_run=context),
     "dictionary": Row(
         lambda: Own(lambda x: x["b"] * x["a"][0]), call=dictionary, in_run=None

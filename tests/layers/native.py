@@ -109,7 +109,9 @@ def jax_rows():
         return {"w": jax.random.normal(rng, (4, 4))}
 
     def moving(params, state, rng, inputs, training):
-        y = inputs * params["w"] + jax.random.normal(rng, inputs.shape)
+        y = inputs * params["w"]
+        if training:
+            y = y + jax.random.normal(rng, inputs.shape)
         return y + state, 0.5 * state + 0.5 * inputs.mean(0)
 
     def init_moving(rng, inputs):

@@ -48,6 +48,7 @@ class Row(NamedTuple):
         tolerance: Bound of errors, relative to how much something moves.
         only: The backends that have such a layer.
         fit: Whether Keras can train it by `fit`.
+        symbolic: Whether it can be built without values.
         untrained: The backends (`"torch"`) or modes of a backend (`"torch
             coupling"`) where Keras itself cannot train the plain layer.
     """
@@ -61,6 +62,7 @@ class Row(NamedTuple):
     tolerance: float = 1e-4
     only: tuple = ("jax", "tensorflow", "torch")
     fit: bool = True
+    symbolic: bool = True
     untrained: tuple = ()
 
     def trains(self, mode):
@@ -149,7 +151,7 @@ def _wrapper(layers, mode, wrapped):
 def build(row, mode, wrapped):
     keras.utils.set_random_seed(7)
     case = Case(row, mode, wrapped)
-    if BACKEND == "jax":  # compiles each operation that is not in a program
+    if BACKEND == "jax" and row.symbolic:  # quicker than each operation alone
         case.run(keras.Input(batch_shape=row.x.shape, dtype=row.x.dtype))
         case.built = True
     else:
@@ -288,6 +290,7 @@ class Group(keras.Model):
     def __init__(self, cases):
         super().__init__()
         self.cases = cases
+        self.built = True
 
     def call(self, inputs, training=None):
         totals = [
