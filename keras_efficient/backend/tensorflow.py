@@ -63,7 +63,7 @@ def custom_vjp(forward, backward):
                 gradients = _flatten_gradients(
                     backward(residuals, cotangents), args
                 )
-                return _once_differentiable(gradients, outputs)
+                return once_differentiable(gradients, outputs)
 
             return tf.nest.flatten(structure), gradient
 
@@ -74,7 +74,7 @@ def custom_vjp(forward, backward):
     return fn
 
 
-def _once_differentiable(gradients, connected):
+def once_differentiable(gradients, connected):
     """Return `gradients`, which raise an error when they are differentiated.
 
     To the tape they hang together with nothing, and it would answer `None`.
