@@ -11,8 +11,10 @@ from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import Recompute
 from keras_efficient.layers import ReversibleSequence
 from tests.layers import awkward_layers as own
+from tests.layers import calls
 from tests.layers.awkward_layers import Own
 from tests.layers.row import BATCH
+from tests.layers.row import RESIZES
 from tests.layers.row import Row
 from tests.layers.row import normal
 
@@ -123,60 +125,6 @@ def generator_around():
     return layer, generator.state
 
 
-# How a call is made.
-def second(f, x, training):
-    return f(x, 5 * x, training=training)
-
-
-def by_keyword(f, x, training):
-    return f(second=ops.cos(x), x=x, training=training)
-
-
-def numpy_second(f, x, training):
-    return f(x, normal(BATCH, 4, seed=3), training=training)
-
-
-def number_second(f, x, training):
-    return f(x, second=0.5, training=training)
-
-
-def any_arguments(f, x, training):
-    return f(x, more=ops.cos(x), b=x * 2, training=training)
-
-
-def all_kinds(f, x, training):
-    return f(
-        x,
-        [2 * x, None],
-        gate={"g": ops.sin(x), "none": None},
-        flag=True,
-        name="tanh",
-        scale=0.5,
-        training=training,
-    )
-
-
-def given_mask(f, x, training):
-    return f(x, mask=ops.any(x != 0, axis=-1), training=training)
-
-
-def context(f, x, training):
-    scale = ops.cos(x[0] if isinstance(x, list) else x)
-    return f(x, context={"scale": scale}, training=training)
-
-
-def dictionary(f, x, training):
-    return f({"b": x, "a": (ops.sin(x), None)}, training=training)
-
-
-def no_training(f, x, training):
-    return f(x)
-
-
-def twice(f, x, training):
-    return f(f(x, training=training) / 2, training=training)
-
-
 def noisy():
     return keras.Sequential(
         [
@@ -198,10 +146,6 @@ def pair_of_inputs():
     inputs = keras.Input((4,)), keras.Input((4,))
     x = layers.Dense(4, "tanh")(inputs[0])
     return keras.Model(inputs, [x * inputs[1], layers.Dropout(0.5)(x)])
-
-
-def both(f, x, training):
-    return f([x, ops.cos(x)], training=training)
 
 
 def mixed(policy):
@@ -270,15 +214,15 @@ AWKWARD = {
     ),
     "no argument `training`": Row(own.Silent),
     "training in its own hand": Row(own.Firm),
-    "training from around": Row(noisy, call=no_training),
-    "called twice": Row(noisy, call=twice, in_run=None),
+    "training from around": Row(noisy, call=calls.no_training),
+    "called twice": Row(noisy, call=calls.twice, in_run=None),
     "uses a mask": Row(own.UsesMask, PADDED, layers.Masking),
     "makes a mask": Row(own.MakesMask, PADDED, layers.Masking),
     "makes a mask of none": Row(own.MakesMask, SEQUENCE),
     "mask by name": Row(
         lambda: layers.LSTM(4, return_sequences=True),
         PADDED,
-        call=given_mask,
+        call=calls.given_mask,
         in_run=None,
     ),
     "mask made inside": Row(
@@ -286,32 +230,49 @@ AWKWARD = {
             [embed_masked(), layers.GRU(4, return_sequences=True)]
         ),
         TOKENS,
-        in_run=None,
+        refused=RESIZES,
     ),
     "mask in a coupling": Row(
         lambda: layers.GRU(4, return_sequences=True), TOKENS, embed_masked
     ),
-    "second tensor": Row(own.Second, call=second, in_run=None),
-    "second by keyword": Row(own.Second, call=by_keyword, in_run=None),
-    "second of NumPy": Row(own.Second, call=numpy_second, in_run=None),
-    "second a number": Row(own.Second, call=number_second, in_run=None),
+    "second tensor": Row(own.Second, call=calls.second, in_run=None),
+    "second by keyword": Row(own.Second, call=calls.by_keyword, in_run=None),
+    "second of NumPy": Row(own.Second, call=calls.numpy_second, in_run=None),
+    "second a number": Row(own.Second, call=calls.number_second, in_run=None),
     "any arguments": Row(
-        own.AnyArguments, call=any_arguments, in_run=None, symbolic=False
+        own.AnyArguments, call=calls.any_arguments, in_run=None, symbolic=False
     ),
     "all kinds of arguments": Row(
-        own.AllKinds, call=all_kinds, in_run=None, symbolic=False
+        own.AllKinds, call=calls.all_kinds, in_run=None, symbolic=False
     ),
-    "context": Row(own.Conditioned, call=context, in_run=context),
+    "context": Row(own.Conditioned, call=calls.context, in_run=calls.context),
     "dictionary": Row(
-        lambda: Own(lambda x: x["b"] * x["a"][0]), call=dictionary, in_run=None
+        lambda: Own(lambda x: x["b"] * x["a"][0]),
+        call=calls.dictionary,
+        in_run=None,
     ),
-    "two inputs": Row(pair_of_inputs, call=both, in_run=None),
-    "several outputs": Row(own.Returns, in_run=None),
+    "two inputs": Row(pair_of_inputs, call=calls.both, in_run=None),
+    "several outputs": Row(own.Returns, refused=RESIZES),
     "named tuple": Row(
-        lambda: Own(lambda x: Pair(ops.sin(x), ops.cos(x))), in_run=None
+        lambda: Own(lambda x: Pair(ops.sin(x), ops.cos(x))), refused=RESIZES
     ),
     "no float among the outputs": Row(
-        lambda: Own(lambda x: ops.argmax(x, axis=-1)), in_run=None
+        lambda: Own(lambda x: ops.argmax(x, axis=-1)), refused=RESIZES
+    ),
+    "opaque output": Row(
+        own.Opaque, refused={**RESIZES, "recompute": "tensors cannot be found"}
+    ),
+    "misspelt argument": Row(
+        lambda: layers.Dropout(0.5),
+        call=calls.misspelt,
+        in_run=None,
+        refused={"recompute": "unexpected keyword argument 'trainign'"},
+    ),
+    "one argument too many": Row(
+        lambda: layers.Dense(4),
+        call=calls.second,
+        in_run=None,
+        refused={"recompute": "multiple values for argument 'training'"},
     ),
     "mixed_bfloat16": Row(mixed("mixed_bfloat16"), tolerance=5e-2),
     "mixed_float16": Row(mixed("mixed_float16"), tolerance=5e-3),
