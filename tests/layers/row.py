@@ -159,4 +159,6 @@ def build(row, mode, wrapped):
     else:
         case(ops.convert_to_tensor(row.x))
     case.total.assign(0.0)
+    for metric in case.metrics:
+        metric.reset_state()  # as `fit` does
     return case
