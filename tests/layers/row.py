@@ -45,10 +45,9 @@ class Row(NamedTuple):
             scan"`), to what the error says that the first call raises.
         tolerance: Bound of errors, relative to how much something moves.
         only: The backends that have such a layer.
-        fit: Whether Keras can train it by `fit`.
         symbolic: Whether it can be built without values.
-        untrained: The backends (`"torch"`) or modes of a backend (`"torch
-            coupling"`) where Keras itself cannot train the plain layer.
+        untrained: Where Keras itself cannot train the plain layer: backends
+            (`"torch"`), or what they do (`"torch coupling"`, `"jax fit"`).
     """
 
     make: Callable
@@ -59,7 +58,6 @@ class Row(NamedTuple):
     refused: dict = {}
     tolerance: float = 1e-4
     only: tuple = ("jax", "tensorflow", "torch")
-    fit: bool = True
     symbolic: bool = True
     untrained: tuple = ()
 
@@ -67,8 +65,9 @@ class Row(NamedTuple):
         """What the error says that is raised here, or `None`."""
         return self.refused.get(f"{BACKEND} {mode}", self.refused.get(mode))
 
-    def trains(self, mode):
-        return not {BACKEND, f"{BACKEND} {mode}"} & set(self.untrained)
+    def trains(self, *how):
+        places = {BACKEND, *(f"{BACKEND} {part}" for part in how)}
+        return places.isdisjoint(self.untrained)
 
 
 class Case(layers.Layer):
@@ -87,9 +86,10 @@ class Case(layers.Layer):
         self.layers = []
         self.others = []
         self.native = []
-        for _ in range(2 if mode == "scan" else 1):
-            self._take(row.make())
+        self._take(row.make())
         self.before = row.before and row.before(*self.others)
+        if mode == "scan":
+            self._take(row.make())
         self.wrapper = _wrapper(self.layers, mode, wrapped)
         self.streams = mode != "recompute"
         self.seen = []  # what is not a tensor among the outputs
