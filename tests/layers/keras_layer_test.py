@@ -32,7 +32,7 @@ VECTOR = (2, 4)
 SEQUENCE = (2, 3, 4)
 IMAGE = (2, 4, 4, 4)
 VOLUME = (2, 4, 4, 4, 4)
-STREAMS = [(2, 4, 4, 4), (2, 2, 2, 4)]
+STREAMS = ((2, 4, 4, 4), (2, 2, 2, 4))
 TRANSFORMER = {"intermediate_dim": 4, "num_heads": 1}
 # Function that returns arguments, and the shape of the input. A new layer is
 # one row.
@@ -73,10 +73,10 @@ ROWS = {
     ),
     "ReversibleColumn": (
         lambda: {"levels": [layers.Concatenate()]},
-        [VECTOR] * 2,
+        (VECTOR, VECTOR),
     ),
     "ReversibleMBConv": (lambda: {"filters": 4}, IMAGE),
-    "ReversibleParallel": (lambda: {"blocks": blocks()}, [VECTOR] * 2),
+    "ReversibleParallel": (lambda: {"blocks": blocks()}, (VECTOR, VECTOR)),
     "ReversibleSequence": (lambda: {"blocks": blocks()}, VECTOR),
     "ReversibleTransformerDecoder": (lambda: TRANSFORMER, SEQUENCE),
     "ReversibleTransformerEncoder": (lambda: TRANSFORMER, SEQUENCE),
