@@ -169,7 +169,7 @@ KERAS = {
         TOKENS,
         lambda: layers.Embedding(5, 4, mask_zero=True),
         calls.attend_itself,
-        refused=RESIZES,
+        in_run=None,
     ),
     # Recurrent layers
     "SimpleRNN": Row(
