@@ -85,7 +85,10 @@ def _tensorflow(model, mode):
             loss, outputs = _total(
                 model, inputs, lambda x: (model(x, training=True), model.losses)
             )
-        d_inputs, d_params = tape.gradient(loss, (inputs, params))
+        # What is not read has no gradient, which counts as zero.
+        d_inputs, d_params = tape.gradient(
+            loss, (inputs, params), unconnected_gradients="zero"
+        )
         return outputs, d_inputs, d_params
 
     if mode == "eager":
@@ -103,7 +106,10 @@ def _torch(model, mode):
         loss, outputs = _total(
             model, inputs, lambda x: (model(x, training=True), model.losses)
         )
-        found = torch.autograd.grad(loss, [*inputs, *params])
+        # What is not read has no gradient, which counts as zero.
+        found = torch.autograd.grad(
+            loss, [*inputs, *params], allow_unused=True, materialize_grads=True
+        )
         outputs = [y.detach() for y in outputs]
         return outputs, found[: len(inputs)], found[len(inputs) :]
 

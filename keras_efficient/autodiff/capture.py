@@ -153,6 +153,29 @@ _CHANGED = (
 )
 
 
+def call_arguments(layer, x, shared):
+    """Return the keyword arguments for the call of a sub-layer on `x`.
+
+    The mask that came with the inputs of the run is hung on `x`, for what the
+    sub-layer calls on it.
+
+    Args:
+        layer: A Keras layer.
+        x: A tensor, or a nested structure of tensors.
+        shared: Dictionary of arguments.
+    """
+    mask = shared.get(IMPLICIT_MASK)
+    if mask is not None and len(getattr(x, "shape", ())) > len(mask.shape):
+        sizes = zip(x.shape, mask.shape)
+        if all(m == n or None in (m, n) for m, n in sizes):
+            with_mask(x, mask)
+    return accepted(layer, shared)
+
+
+# Among the arguments of sub-layers, the mask that hangs on the inputs.
+IMPLICIT_MASK = "keras_mask"
+
+
 def accepted(layer, arguments):
     """The part of a dictionary of arguments that `layer` takes.
 
@@ -166,7 +189,7 @@ def accepted(layer, arguments):
     return {
         name: x
         for name, x in arguments.items()
-        if name in names or (takes_any and name != "mask")
+        if name in names or (takes_any and name not in ("mask", IMPLICIT_MASK))
     }
 
 

@@ -1,6 +1,6 @@
 """Layers one after the other, of which only the inputs are kept."""
 
-from keras_efficient.autodiff.tape import Backward
+from keras_efficient.autodiff.backward import Backward
 from keras_efficient.autodiff.tape import Tape
 
 

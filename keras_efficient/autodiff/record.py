@@ -49,6 +49,10 @@ class Record(keras.StatelessScope):
         return self
 
     def get_current_value(self, variable):
+        return self.lend(variable)
+
+    def lend(self, variable):
+        """Return what a variable is seen as from a scope inside."""
         if self._is_reading:
             return None  # Keras then takes the variable's own value
         key = id(variable)
@@ -69,9 +73,11 @@ class Record(keras.StatelessScope):
     def around(self, variable):
         """Return the value that `variable` has outside of this scope."""
         scope = self.original_scope
-        value = None if scope is None else scope.get_current_value(variable)
-        if value is not None:
-            return value
+        if scope is not None:
+            ask = getattr(scope, "lend", scope.get_current_value)
+            value = ask(variable)
+            if value is not None:
+                return value
         self._is_reading = True
         try:
             return _uncast(read=lambda: variable.value)
@@ -84,7 +90,7 @@ class Record(keras.StatelessScope):
         if not self.through:
             value = backend.stop_gradient(value)
             if variable.trainable:
-                self.get_current_value(variable)
+                self.lend(variable)
                 value = backend.link(self.first[key], value)
         self.variables[key] = variable
         self.written[key] = variable

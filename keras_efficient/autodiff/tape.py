@@ -25,8 +25,11 @@ class Tape:
             variable is found as well, at a higher cost.)
     """
 
+    keeps_outputs = False  # whether the backward pass begins with them
+    gates = True  # whether its steps wait for cotangents
+
     def __init__(self, known=()):
-        self.scope = _RunScope(known)
+        self.scope = _RunScope(self, known)
         self.entries = []
         # For each step of the backward pass, the numbers of the sources that
         # it takes, and all that it takes.
@@ -35,6 +38,7 @@ class Tape:
         self.used = set()  # the numbers of the arguments that some step takes
         self.kept = []
         self.sources = []
+        self.variables_of_sources = []  # `None` for what is no variable
         self._references = {}
         self._losses = []
 
@@ -67,6 +71,7 @@ class Tape:
             outputs = self.forward(*nested.pack(self.arguments, tensors))
         self.outputs = nested.skeleton(outputs)
         outputs = nested.flatten(outputs)
+        self.specs = [(y.shape, y.dtype) for y in outputs]
         losses = [loss for loss, _ in self._losses]
         self.counts = len(outputs), len(losses)
         self.updates = [
@@ -100,7 +105,7 @@ class Tape:
     def _refer_variable(self, key, value, live):
         gradient = None
         if backend.needs_gradient(self.scope.variables[key], live):
-            gradient = self.add_source(live)
+            gradient = self.add_source(live, self.scope.variables[key])
         # What is written may soon be overwritten in place.
         written = key in self.scope.written
         lasting = backend.copied(value) if written else value
@@ -108,10 +113,19 @@ class Tape:
         slot = gradient if is_source else self.keep(lasting)
         self.refer(value, slot, gradient)
 
-    def record(self, call):
-        """Run a `Call` now, and write it down. Returns its results."""
+    def record(self, call, reconstructed=0):
+        """Run a `Call` now, and write it down.
+
+        Args:
+            call: The `Call`.
+            reconstructed: Integer, how many of its tensors, from the first
+                on, the backward pass reconstructs.
+
+        Returns:
+            Its results.
+        """
         captured = backend.Capture(call, call.tensors, Record())
-        entry = Entry(call, captured, len(self.entries))
+        entry = Entry(call, captured, len(self.entries), reconstructed)
         self.entries.append(entry)
         for x in captured.natives:
             source = self.add_source(x)
@@ -154,8 +168,9 @@ class Tape:
         self.kept.append(x)
         return ("kept", len(self.kept) - 1)
 
-    def add_source(self, live):
+    def add_source(self, live, variable=None):
         self.sources.append(live)
+        self.variables_of_sources.append(variable)
         return ("source", len(self.sources) - 1)
 
 
@@ -168,11 +183,11 @@ class Entry:
         reads: The same for what it read.
     """
 
-    def __init__(self, call, captured, number):
+    def __init__(self, call, captured, number, reconstructed):
         self.call = call
         self.captured = captured
         self.number = number
-        self.reconstructed = 0  # so many arguments, from the first on
+        self.reconstructed = reconstructed
         self.arguments = None
         self.reads = None
 
@@ -191,129 +206,6 @@ class Entry:
         return [("result", self.number, place) for place in range(n)]
 
 
-class Backward:
-    """One backward pass over a tape: a walk over its steps in reverse.
-
-    Args:
-        tape: The `Tape`.
-        given: Arguments of the run, those that a step takes.
-        kept: What the forward pass kept.
-        needed: For each source, whether its gradient is asked for; `None` is
-            for all of them.
-        d_results: Cotangents of what `Tape.trace` returned; `None` is zero.
-    """
-
-    def __init__(self, tape, given, kept, needed, d_results):
-        self.tape = tape
-        self.given = given
-        self.kept = kept
-        self.needed = needed
-        self.values = {}
-        self.d = {}
-        self.done = []
-        n = tape.counts[0]
-        self.d_outputs = d_results[:n]
-        for key, d in zip(tape.keys, d_results[n:]):
-            self.add(key, d)
-
-    def step(self, step, sources):
-        """Go one step back. Returns the cotangents of its sources."""
-        raise NotImplementedError
-
-    def walk(self, sources):
-        """Go all steps back. Returns the cotangents of all sources."""
-        total = [None] * len(sources)
-        for step in reversed(range(len(self.tape.steps))):
-            numbers = self.tape.steps[step]
-            found = self.step(step, [sources[k] for k in numbers])
-            for k, d in zip(numbers, found):
-                total[k] = add(total[k], d)
-        return total
-
-    def arguments(self):
-        """Return the cotangents of the arguments of the run."""
-        count = len(nested.flatten(self.tape.arguments))
-        return [self.d.get(("tensor", i)) for i in range(count)]
-
-    def begin(self, step, sources, *more, after):
-        """Get all that a step takes, not before cotangents are there.
-
-        Args:
-            step: Integer, its number.
-            sources: List of the values of its sources.
-            *more: Further structures of tensors that it takes.
-            after: Structure of the cotangents to wait for.
-
-        Returns:
-            Tuple of `more`.
-        """
-        source = dict(zip(self.tape.steps[step], sources))
-        of = {"tensor": self.given, "kept": self.kept, "source": source}
-        slots = self.tape.slots[step]
-        values, *more = backend.segment(
-            lambda *taken: taken,
-            [of[kind][at] for kind, at in slots],
-            *more,
-            after=(after, self.done),
-        )
-        self.values = dict(zip(slots, values))
-        return more
-
-    def end(self, step):
-        """Return the cotangents of the sources of a step."""
-        found = [self.d.pop(("source", k), None) for k in self.tape.steps[step]]
-        self.done = [d for d in found if d is not None]
-        self.values = {}
-        return found
-
-    def value(self, slot):
-        return slot[1] if slot[0] == "constant" else self.values[slot]
-
-    def add(self, key, d):
-        """Add to the cotangent of something."""
-        if key is not None:
-            self.d[key] = add(self.d.get(key), d)
-
-    def is_needed(self, key):
-        if key is None or key[0] != "source" or self.needed is None:
-            return key is not None
-        return self.needed[key[1]]
-
-    def pull(self, entry, given=()):
-        """Repeat a call.
-
-        Args:
-            entry: The `Entry`.
-            given: List of its first arguments, reconstructed.
-
-        Returns:
-            Its results, and a function from the cotangents of its outputs to
-            those of `given`.
-        """
-        n, m = len(given), len(entry.call.results.places)
-        tensors = [*given, *(self.value(slot) for slot, _ in entry.arguments)]
-        reads = [self.value(slot) for slot, _ in entry.reads]
-        needed = [self.is_needed(key) for _, key in entry.reads]
-        others = [self.d.pop(key, None) for key in entry.result_keys()[m:]]
-        wanted = [True] * m + [d is not None for d in others]
-        results, pull = entry.captured.vjp(tensors, reads, needed, wanted)
-
-        def pullback(d_outputs):
-            d_tensors, d_reads = pull([*d_outputs, *others])
-            for (_, key), d in zip(entry.arguments, d_tensors[n:]):
-                self.add(key, d)
-            for (_, key), d in zip(entry.reads, d_reads):
-                self.add(key, d)
-            return d_tensors[:n]
-
-        return results, pullback
-
-
-def add(a, b):
-    """Add two cotangents; `None` is zero."""
-    return b if a is None else a if b is None else a + b
-
-
 class _RunScope(Record):
     """What a whole run reads and writes.
 
@@ -321,13 +213,23 @@ class _RunScope(Record):
         read: Dictionary from the id of each variable that was read to the
             value that the run sees, from which no gradient goes back, and to
             the value in the world outside, where it goes.
+        own: Dictionary from the id of each variable that was read outside of
+            any call to the variable and the value.
     """
 
-    def __init__(self, known):
+    def __init__(self, tape, known):
         super().__init__()
+        self.tape = tape
         self.read = {}
+        self.own = {}
         # In the dtype that they are stored in: no layer is around that casts.
         self._known = {id(v): backend.as_tensor(v.value) for v in known}
+
+    def get_current_value(self, variable):
+        value = self.lend(variable)
+        if value is not None:
+            self.own.setdefault(id(variable), (variable, value))
+        return value
 
     def fetch(self, variable):
         key = id(variable)
@@ -338,5 +240,11 @@ class _RunScope(Record):
         self.read[key] = value, live
         return value
 
+    def add_update(self, update):
+        super().add_update(update)
+        value = self.state_mapping[id(update[0])]
+        self.tape.refer(value, None, None)
+
     def forget(self):
         self._known = self.read = self.first = self.state_mapping = None
+        self.own = self.tape = None

@@ -73,9 +73,6 @@ def custom_vjp(forward, backward):
     return fn
 
 
-scan = jax.lax.scan
-
-
 def not_differentiable(fn):
     """Make `fn` raise an error when it is differentiated."""
     fn = jax.custom_jvp(fn)

@@ -2,11 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jax.experimental.sparse import JAXSparse
 from jax.extend import core
 
-from keras_efficient.backend.errors import CLOSED_OVER
 from keras_efficient.backend.jax import is_float
 from keras_efficient.backend.jax import segment
 
@@ -18,8 +16,8 @@ def is_dense(x):
 
 
 def is_traced(x):
-    """Whether `x` is more than a constant: XLA must not see what it is."""
-    return isinstance(x, jax.Array)
+    """Whether `x` may depend on something, or is a constant."""
+    return isinstance(x, jax.core.Tracer)
 
 
 def as_tensor(value):
@@ -35,7 +33,7 @@ def copied(x):
 
 
 def needs_gradient(variable, live):
-    return is_traced(live)
+    return True  # or at least to be hidden from XLA, as seeds are
 
 
 stop_gradient = jax.lax.stop_gradient
@@ -135,82 +133,3 @@ def _when_there(reads, tensors):
         return reads
     seeds = iter(segment(lambda *x: x, *seeds, after=tensors))
     return [x if is_float(x) else next(seeds) for x in reads]
-
-
-def recomputed(tape, tensors):
-    """Run `tape.trace`, and take its derivative from `tape.backward`.
-
-    Args:
-        tape: A `keras_efficient.autodiff.tape.Tape`.
-        tensors: List of tensors.
-
-    Returns:
-        What `tape.trace` returns.
-    """
-    count = None
-
-    def trace(*tensors):
-        nonlocal count
-        results = tape.trace(list(tensors))
-        count = len(results)
-        return [*results, *tape.kept]
-
-    closed = jax.make_jaxpr(trace)(*tensors)
-    # Sources first, in the order of the tape.
-    number = {id(x): k for k, x in enumerate(tape.sources)}
-    others = [x for x in closed.consts if id(x) not in number]
-    used = {id(x) for x in closed.consts}
-    sources = [x if id(x) in used else None for x in tape.sources]
-    order = [number.get(id(x)) for x in closed.consts]
-    tape.kept = tape.sources = None
-
-    def evaluate(sources, others, tensors):
-        rest = iter(others)
-        consts = [next(rest) if k is None else sources[k] for k in order]
-        closed_again = core.ClosedJaxpr(closed.jaxpr, consts)
-        found = core.jaxpr_as_fun(closed_again)(*tensors)
-        return list(found[:count]), list(found[count:])
-
-    @jax.custom_vjp
-    def node(sources, others, tensors):
-        return evaluate(sources, others, tensors)[0]
-
-    def forward(sources, others, tensors):
-        if any(x.perturbed for x in others):
-            raise ValueError(CLOSED_OVER)
-        needed = [x is not None and x.perturbed for x in sources]
-        sources, tensors = (
-            [None if x is None else x.value for x in part]
-            for part in (sources, tensors)
-        )
-        results, kept = evaluate(sources, [x.value for x in others], tensors)
-        outputs = results[: tape.counts[0]]
-        given = [x if i in tape.used else None for i, x in enumerate(tensors)]
-        return results, (_Static(needed), outputs, sources, given, kept)
-
-    def pull_back(residuals, d_results):
-        needed, outputs, sources, given, kept = residuals
-        d_results = [
-            None if isinstance(d, SymbolicZero) or not is_float(d) else d
-            for d in d_results
-        ]
-        backward = tape.backward(outputs, given, kept, needed.value, d_results)
-        d_sources = backward.walk(sources)
-        return d_sources, [None] * len(others), backward.arguments()
-
-    node.defvjp(forward, pull_back, symbolic_zeros=True)
-    return node(sources, others, list(tensors))
-
-
-@jax.tree_util.register_static
-class _Static:
-    """What is known while tracing, among tensors."""
-
-    def __init__(self, value):
-        self.value = tuple(value)
-
-    def __eq__(self, other):
-        return self.value == other.value
-
-    def __hash__(self):
-        return hash(self.value)

@@ -93,9 +93,6 @@ def once_differentiable(gradients, connected):
     return [None if x is None else next(passed) for x in gradients]
 
 
-scan = None  # a loop would gain nothing here
-
-
 def not_differentiable(fn):
     """What `custom_vjp` makes raises it already."""
     return fn

@@ -60,9 +60,6 @@ def custom_vjp(forward, backward):
     return fn
 
 
-scan = None  # a loop would gain nothing here
-
-
 def not_differentiable(fn):
     """What `custom_vjp` makes raises it already."""
     return fn

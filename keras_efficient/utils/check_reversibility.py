@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_efficient import backend
-from keras_efficient.autodiff.functional_call import values
+from keras_efficient.autodiff.record import values
 from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
@@ -85,7 +85,7 @@ def check_reversibility(layer, inputs, context=None, mask=None):
             f"Layer '{layer.name}' has to be built. Call it on inputs once."
         )
     inputs = nested.map_structure(ops.convert_to_tensor, inputs)
-    shared = shared_arguments(context, mask)
+    shared = shared_arguments(None, context, mask)
     reconstruction, discrete = _reconstruct(layer, inputs, shared)
     found = Reversibility(
         reconstruction, *_compare_gradients(layer, inputs, shared), discrete
@@ -105,9 +105,8 @@ def check_reversibility(layer, inputs, context=None, mask=None):
 
 def _reconstruct(layer, inputs, shared):
     """Return the error of each block, and names of discrete sub-layers."""
-    options = {"training": False}
-    evaluate = layer.evaluator(shared, options, on_integers=layer.exact)
-    on_floats = layer.evaluator(shared, options)
+    evaluate = layer.evaluator(shared, False, on_integers=layer.exact)
+    on_floats = layer.evaluator(shared, False)
     discrete = set()
 
     def probe(sub_layer, x):

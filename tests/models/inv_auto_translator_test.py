@@ -6,7 +6,7 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient import layers
 from keras_efficient import models
-from keras_efficient.autodiff.functional_call import values
+from keras_efficient.autodiff.record import values
 from keras_efficient.models.unpaired_batches import UnpairedBatches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* maps")

@@ -2,17 +2,21 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
-from keras_efficient.autodiff.fixed_point import round_to_fixed
+from keras_efficient.autodiff.capture import IMPLICIT_MASK
+from keras_efficient.autodiff.capture import accepted
 from keras_efficient.autodiff.fixed_point import to_fixed
 from keras_efficient.autodiff.fixed_point import to_float
-from keras_efficient.autodiff.functional_call import call_layer
+from keras_efficient.autodiff.plain_run import evaluator
+from keras_efficient.autodiff.plain_run import plain_run
 from keras_efficient.autodiff.reversible_run import reversible_run
 from keras_efficient.autodiff.scanned_run import scanned_run
-from keras_efficient.autodiff.streams import join
-from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
+from keras_efficient.layers.reversible.block_operations import Couple
+from keras_efficient.layers.reversible.block_operations import Undone
 from keras_efficient.layers.reversible.sub_layers import shared_arguments
 from keras_efficient.layers.reversible.sub_layers import split_shape
+from keras_efficient.layers.reversible.sub_layers import sub_layers
+from keras_efficient.layers.reversible.sub_layers import symbol
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -45,9 +49,16 @@ class ReversibleLayer(keras.layers.Layer):
         context: Tensor or nested structure of tensors for all sub-layers
             whose `call` has an argument `context`; gradients flow back to
             it. Defaults to `None`.
-        mask: Tensor for all sub-layers whose `call` has an argument `mask`.
-            Keras fills it in from the inputs if there is no `context`.
+        mask: Tensor for all sub-layers whose `call` has an argument `mask`,
+            Keras fills it in from the inputs if there is nothing else. (What
+            hangs on the inputs hangs on those of sub-layers, too.)
         training: Python bool, passed on to all sub-layers.
+        **arguments: Further arguments by name, for all sub-layers whose
+            `call` has them: tensors, to which gradients flow back, nested
+            structures of them, or anything else.
+
+    Raises:
+        ValueError: no sub-layer takes the `context`, or one of `arguments`.
 
     Example:
 
@@ -86,6 +97,10 @@ class ReversibleLayer(keras.layers.Layer):
     additive = False
     # Whether the backward pass gets the inputs, for want of an inverse.
     keeps_inputs = False
+    # Whether it undoes another block.
+    undoes = False
+    # Whether all outputs follow from the inputs that `uncouple` gives.
+    bijective = True
 
     def __init__(self, axis=-1, **kwargs):
         # Streams carry their own precision past a mixed policy: in bfloat16
@@ -96,7 +111,7 @@ class ReversibleLayer(keras.layers.Layer):
         )
         self.supports_masking = True
         self.axis = axis
-        self._built_with_context = False
+        self._built_with_arguments = False
 
     # Not `forward`: on PyTorch a layer is a module, and that is its call.
     def couple(self, streams, evaluate):
@@ -142,9 +157,10 @@ class ReversibleLayer(keras.layers.Layer):
         """List the layers that a call runs one after the other."""
         return [self]
 
-    def build(self, inputs_shape, context_shape=None):
-        # With a context, sub-layers are built once its dtypes are known too.
-        if context_shape is None:
+    def build(self, inputs_shape, context_shape=None, arguments_shape=None):
+        # With further arguments, sub-layers are built once their dtypes are
+        # known too.
+        if context_shape is None and arguments_shape is None:
             self.build_sub_layers(self.stream_shapes(inputs_shape), {})
 
     def build_sub_layers(self, shapes, shared):
@@ -155,36 +171,33 @@ class ReversibleLayer(keras.layers.Layer):
             shared: Dictionary of symbolic tensors for sub-layers.
         """
         streams = tuple(map(self.symbol, shapes))
-        _Couple(self).compute_output_spec(streams, shared)
+        Couple(self).compute_output_spec(streams, shared)
 
-    def call(self, inputs, context=None, mask=None, training=None):
-        self._build_with_context(inputs, context)
+    def call(self, inputs, context=None, mask=None, training=None, **arguments):
         kind = type(inputs)
+        shared = shared_arguments(inputs, context, mask, arguments)
+        self._build_with_arguments(inputs, shared)
         inputs, axis = self.standardize_streams(inputs)
-        shared = shared_arguments(context, mask)
-        options = {"training": bool(training)}
-        if self.reversible:
-            scan = self.scan and backend.scan is not None
-            outputs, losses = (scanned_run if scan else reversible_run)(
-                self.couplings(), inputs, shared, options, axis, self.exact
-            )
-            for loss in losses:
-                self.add_loss(loss)
-        else:
-            outputs = self._run_plainly(inputs, shared, options, axis)
+        scan = self.scan and backend.recomputed_loop is not None
+        run = scanned_run if scan else reversible_run
+        outputs = (run if self.reversible else plain_run)(
+            self.couplings(), inputs, shared, bool(training), axis, self.exact
+        )
         return list(outputs) if kind is list else outputs
 
-    def _run_plainly(self, inputs, shared, options, axis):
-        streams = split(inputs, axis)
-        if self.exact:
-            streams = nested.map_structure(round_to_fixed, streams)
-        evaluate = self.evaluator(shared, options)
-        for block in self.couplings():
-            streams = block.couple(streams, evaluate)
-        return join(streams, axis)
+    def takes(self, name):
+        """Whether a sub-layer has a call argument of this name."""
+        return name in ("mask", "training") or any(
+            accepted(layer, {name: None}) for layer in sub_layers(self)
+        )
 
-    def inverse(self, outputs, context=None, mask=None, training=False):
+    def inverse(
+        self, outputs, context=None, mask=None, training=False, **arguments
+    ):
         """Return the inputs for which the layer gives `outputs`.
+
+        It is a run of its own: its backward pass reconstructs the outputs
+        from the inputs.
 
         Args:
             outputs: One tensor or a list of streams, as `call` returns them.
@@ -192,6 +205,7 @@ class ReversibleLayer(keras.layers.Layer):
             mask: As in the call.
             training: Python bool. With `True`, BatchNormalization uses the
                 statistics of the batch, and Dropout cannot be inverted.
+            **arguments: As in the call.
 
         Returns:
             The inputs, one tensor or a list, as `outputs`.
@@ -202,18 +216,13 @@ class ReversibleLayer(keras.layers.Layer):
                 "used. Call it on inputs once, or call `build(input_shape)`."
             )
         kind = type(outputs)
-        streams, axis = self.standardize_streams(outputs)
-        streams = split(streams, axis)
-        shared = shared_arguments(context, mask)
-        options = {"training": training}
-        evaluate = self.evaluator(shared, options, on_integers=self.exact)
-        if self.exact:
-            streams = self.to_fixed(streams)
-        for block in reversed(self.couplings()):
-            streams = block.uncouple(streams, evaluate)
-        if self.exact:
-            streams = self.to_float(streams)
-        inputs = join(streams, axis)
+        shared = shared_arguments(outputs, context, mask, arguments)
+        outputs, axis = self.standardize_streams(outputs)
+        blocks = [Undone(block) for block in reversed(self.couplings())]
+        is_lean = self.reversible and all(b.bijective for b in blocks)
+        inputs = (reversible_run if is_lean else plain_run)(
+            blocks, outputs, shared, bool(training), axis, self.exact
+        )
         return list(inputs) if kind is list else inputs
 
     def stream_shapes(self, inputs_shape):
@@ -230,9 +239,10 @@ class ReversibleLayer(keras.layers.Layer):
         return inputs_shape
 
     def compute_output_spec(
-        self, inputs, context=None, mask=None, training=None
+        self, inputs, context=None, mask=None, training=None, **arguments
     ):
-        self._build_with_context(inputs, context)
+        shared = shared_arguments(inputs, context, mask, arguments)
+        self._build_with_arguments(inputs, shared)
         if not isinstance(inputs, (list, tuple)):
             return self.symbol(inputs.shape)
         shapes = self.compute_output_shape([tuple(x.shape) for x in inputs])
@@ -241,23 +251,15 @@ class ReversibleLayer(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
 
-    def evaluator(self, shared, options, on_integers=False):
+    def evaluator(self, shared, training, on_integers=False):
         """Return `evaluate` for a run that stores its activations.
 
         Args:
-            shared: Dictionary of nested tensors for sub-layers.
-            options: Dictionary of other arguments for sub-layers.
+            shared: Dictionary of further arguments for sub-layers.
+            training: Python bool.
             on_integers: Boolean. Whether streams are fixed-point integers.
         """
-
-        def evaluate(layer, x):
-            y = self.standardize(call_layer(layer, x, shared, options))
-            return nested.map_structure(round_to_fixed, y) if self.exact else y
-
-        def evaluate_on_integers(layer, i):
-            return self.to_fixed(evaluate(layer, self.to_float(i)))
-
-        return evaluate_on_integers if on_integers else evaluate
+        return evaluator(self, shared, training, self.exact, on_integers)
 
     def to_fixed(self, streams):
         return nested.map_structure(to_fixed, streams)
@@ -267,30 +269,26 @@ class ReversibleLayer(keras.layers.Layer):
             lambda i: to_float(i, self.compute_dtype), streams
         )
 
-    def _build_with_context(self, inputs, context):
-        if context is None or self._built_with_context:
+    def _build_with_arguments(self, inputs, shared):
+        """Check that somebody takes them, and build sub-layers with them."""
+        masks = "mask", IMPLICIT_MASK
+        others = {name: x for name, x in shared.items() if name not in masks}
+        lost = [name for name in others if not self.takes(name)]
+        if lost:
+            raise ValueError(
+                f"No sub-layer of '{self.name}' has a call argument of the "
+                f"name(s) {lost}. Received: {sorted(others)}. Name the "
+                "argument as in the `call` of the sub-layer, or leave it out."
+            )
+        if not others or self._built_with_arguments:
             return
         shapes = nested.map_structure(lambda x: tuple(x.shape), inputs)
-        context = nested.map_structure(
-            lambda x: keras.KerasTensor(x.shape, x.dtype), context
-        )
-        self.build_sub_layers(self.stream_shapes(shapes), {"context": context})
-        self._built_with_context = True
+        shared = nested.map_structure(symbol, others)
+        self.build_sub_layers(self.stream_shapes(shapes), shared)
+        self._built_with_arguments = True
 
     def standardize_streams(self, inputs):
         """Return the inputs as tensors, and where to split a single one."""
         if isinstance(inputs, (list, tuple)):
             return tuple(ops.cast(x, self.compute_dtype) for x in inputs), None
         return ops.cast(inputs, self.compute_dtype), self.axis
-
-
-class _Couple(keras.Operation):
-    """`couple` as an operation, which runs on symbolic tensors."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def call(self, streams, shared):
-        evaluate = self.layer.evaluator(shared, {"training": False})
-        return self.layer.couple(streams, evaluate)

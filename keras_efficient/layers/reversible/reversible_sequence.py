@@ -1,6 +1,7 @@
 import keras
 
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
+from keras_efficient.layers.reversible.sub_layers import build_block
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -94,11 +95,11 @@ class ReversibleSequence(ReversibleLayer):
     def couplings(self):
         return [c for block in self.blocks for c in block.couplings()]
 
-    def build(self, inputs_shape, context_shape=None):
+    def build(self, inputs_shape, context_shape=None, arguments_shape=None):
         shapes = self.stream_shapes(inputs_shape)
         for block in self.blocks:
             if not block.built:
-                block.build(shapes, context_shape)
+                build_block(block, shapes, context_shape or arguments_shape)
             shapes = block.compute_output_shape(shapes)
         if self.scan:
             _check_identical(self.couplings())
