@@ -1,3 +1,16 @@
+"""Train a bigger Keras 3 model on the machine you have, on any backend.
+
+Reversible layers and `layers.Recompute` take away the activations that grow
+with depth, compressed optimizers such as `optimizers.MicroAdam` the state of 8
+bytes a parameter, and `callbacks.AutoDrop` the runs that tune a learning rate.
+
+Start with `utils.memory_report(model, batch)`, which tells where the memory
+goes and what would save it; `guides/quickstart.py` trains with all of them.
+"""
+
+import functools as _functools
+import types as _types
+
 from keras_efficient import callbacks as callbacks
 from keras_efficient import config as config
 from keras_efficient import initializers as initializers
@@ -9,4 +22,41 @@ from keras_efficient import ops as ops
 from keras_efficient import optimizers as optimizers
 from keras_efficient import regularizers as regularizers
 from keras_efficient import utils as utils
+from keras_efficient.conversion import recompute as recompute
 from keras_efficient.version import __version__ as __version__
+
+__all__ = [
+    "__version__",
+    "callbacks",
+    "config",
+    "initializers",
+    "kernels",
+    "layers",
+    "metrics",
+    "models",
+    "ops",
+    "optimizers",
+    "recompute",
+    "regularizers",
+    "utils",
+]
+
+
+def __dir__():
+    return __all__
+
+
+def _without_files(module):
+    """Return the public names of a module, without the files behind them."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, _types.ModuleType)
+    ]
+
+
+# So that tab-completion shows what is public, and nothing else.
+for _name in __all__:
+    if isinstance(globals()[_name], _types.ModuleType):
+        _module = globals()[_name]
+        _module.__dir__ = _functools.partial(_without_files, _module)

@@ -5,6 +5,7 @@ import pytest
 
 from keras_efficient import config
 from keras_efficient.kernels import policy
+from keras_efficient.kernels.ffi import support
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +53,9 @@ def test_report(capsys):
 
 def test_report_tells_why_not(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    policy.why_not_installed.cache_clear()
+    support.why_not_installed.cache_clear()
     assert "numba cannot be imported" in row("torch", "cpu")["reason"]
-    policy.why_not_installed.cache_clear()
+    support.why_not_installed.cache_clear()
     config.set_kernels("off")
     assert row("torch", "cpu")["kernel"] == "portable"
     assert row("torch", "cpu")["reason"] == "kernels are off"

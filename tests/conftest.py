@@ -1,7 +1,11 @@
+import functools
 import gc
 
 import keras
 import pytest
+
+from tests.compilers import draw_by_numpy
+from tests.compilers import optimize_less
 
 
 def pytest_collection_finish():
@@ -34,17 +38,23 @@ def full_compiler():
 
 
 @pytest.fixture(autouse=True)
-def quick_compiler(request):
-    """Optimize less, on JAX: most programs of tests run once or twice."""
+def quick_compiler(request, monkeypatch):
+    """Optimize less: most programs of tests run once or twice."""
     full = "full_compiler" in request.fixturenames
-    if full or keras.config.backend() != "jax":
+    if keras.config.backend() == "tensorflow":
+        # `compile` leaves out XLA, unless a test asks for it.
+        by_graph = functools.partialmethod(
+            keras.Model.compile, jit_compile=False
+        )
+        monkeypatch.setattr(keras.Model, "compile", by_graph)
+    if keras.config.backend() == "jax":
+        draw_by_numpy(monkeypatch)
+    if full or keras.config.backend() == "torch":
         yield
         return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
+    optimize_less(True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    optimize_less(False)
 
 
 @pytest.fixture

@@ -8,6 +8,18 @@ MODES = {
     "tensorflow": ("eager", "graph", "xla"),
     "torch": ("eager",),
 }[keras.config.backend()]
+# For what is not about modes: how a user's model trains by default.
+LAST = MODES[-1]
+GRAPH = MODES[len(MODES) // 2]  # on TensorFlow: without XLA
+ENDS = MODES[::2]  # on TensorFlow without the one in between
+
+
+def fit_mode(mode):
+    """Return the arguments of `compile` for a mode."""
+    return {
+        "run_eagerly": mode == "eager",
+        "jit_compile": mode in ("jit", "xla"),
+    }
 
 
 def to_numpy(values):
@@ -85,7 +97,10 @@ def _tensorflow(model, mode):
             loss, outputs = _total(
                 model, inputs, lambda x: (model(x, training=True), model.losses)
             )
-        d_inputs, d_params = tape.gradient(loss, (inputs, params))
+        # What is not read has no gradient, which counts as zero.
+        d_inputs, d_params = tape.gradient(
+            loss, (inputs, params), unconnected_gradients="zero"
+        )
         return outputs, d_inputs, d_params
 
     if mode == "eager":
@@ -103,7 +118,10 @@ def _torch(model, mode):
         loss, outputs = _total(
             model, inputs, lambda x: (model(x, training=True), model.losses)
         )
-        found = torch.autograd.grad(loss, [*inputs, *params])
+        # What is not read has no gradient, which counts as zero.
+        found = torch.autograd.grad(
+            loss, [*inputs, *params], allow_unused=True, materialize_grads=True
+        )
         outputs = [y.detach() for y in outputs]
         return outputs, found[: len(inputs)], found[len(inputs) :]
 

@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).resolve().parent
 
 
+@pytest.mark.quick
 def test_the_list_agrees_with_the_names_of_the_tests():
     listed, found = set(), set()
     for line in (TESTS / "pitfalls.md").read_text().splitlines():

@@ -1,8 +1,11 @@
 """Run ruff, then the tests once for each backend.
 
-`python tools/test.py` runs everything. `--backend jax` (may be repeated)
-chooses backends. Further arguments go to pytest: `-m "not slow"` leaves out
-what takes more than 20 seconds, `tests/layers` runs one folder.
+`python tools/test.py` runs everything. `--quick` runs a subset, in minutes: the
+tests with the marker `quick`, which make and call each public object once, and
+look at one gradient, one measure of memory, runs that are taken up again, and
+one kernel of each kind. `--backend jax` (may be repeated) chooses backends.
+Further arguments go to pytest: `-m "not slow"` leaves out what takes more than
+20 seconds, `tests/layers` runs one folder.
 """
 
 import argparse
@@ -36,6 +39,7 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--backend", choices=BACKENDS, action="append")
+    parser.add_argument("--quick", action="store_true")
     options, pytest_arguments = parser.parse_known_args()
 
     results = {}
@@ -44,6 +48,8 @@ def main():
         results["ruff format"] = run(["ruff", "format", "--check", "."])
     # One process a core; each gets one thread's worth of work at a time.
     workers = ["-n", str(os.cpu_count()), "--dist", "worksteal"]
+    if options.quick:
+        pytest_arguments += ["-m", "quick"]
     for backend in options.backend or BACKENDS:
         print(f"\n===== {backend} =====", flush=True)
         with tempfile.TemporaryDirectory() as cache:

@@ -13,6 +13,7 @@ smallest integer stands for it.
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.backend import nested
 
 SCALE = 2.0**16
 LIMIT = 2.0**31  # integers are below
@@ -99,6 +100,23 @@ class FixedPointFloats(FixedPoint):
     @staticmethod
     def _sum(a, b):
         return round_to_fixed(a + b)
+
+
+def to_kind(streams, kind):
+    """Return streams as `couple` and `uncouple` see them.
+
+    Args:
+        streams: Nested structure of float tensors.
+        kind: `FixedPoint`, `FixedPointFloats`, or `None` for floats.
+    """
+    return nested.map_structure(kind.of, streams) if kind else streams
+
+
+def to_floats(streams, kind, dtype):
+    """Undo `to_kind`."""
+    if kind is None:
+        return streams
+    return nested.map_structure(lambda x: x.floats(dtype), streams)
 
 
 _ONLY_ADDS = (

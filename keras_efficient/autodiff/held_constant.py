@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_efficient.autodiff.functional_call import values
+from keras_efficient.autodiff.record import values
 
 
 def held_constant(layer):

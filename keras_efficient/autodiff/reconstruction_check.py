@@ -21,7 +21,6 @@ import warnings
 from keras import ops
 
 from keras_efficient import backend
-from keras_efficient.backend import nested
 from keras_efficient.kernels.ffi import xla_report
 
 TOLERANCE = 0.03
@@ -62,18 +61,16 @@ class ReconstructionCheck:
         # An error that is NaN is not small.
         return ops.logical_not(error <= TOLERANCE * scale)
 
-    def report(self, failed, finite, gradients):
+    def sound(self, failed, finite):
         """Let it be known if one of `failed` holds.
 
         Args:
             failed: List of what `failed` returned.
             finite: Boolean tensor, what `is_finite` said of the outputs. If
                 these are NaN already, it is no news that the inputs are, too.
-            gradients: Nested structure of tensors of known shapes.
 
         Returns:
-            The gradients. In a compiled program the warning hangs on one of
-            them, since XLA leaves out what nobody needs.
+            `None`, or in a compiled program a number to be given to `mark`.
         """
         failed = functools.reduce(ops.logical_or, failed)
         failed = ops.logical_and(failed, finite)
@@ -83,16 +80,24 @@ class ReconstructionCheck:
             self._fail if self.mode == "error" else None,
             self._warn_in_program if xla_report.can_report(failed) else None,
         )
-        if zero is None:
-            return gradients
-        if self.mode == "error":
+        if zero is not None and self.mode == "error":
             zero = ops.where(failed, float("nan"), zero)
-            return nested.map_structure(lambda d: _add(d, zero), gradients)
-        leaves = nested.flatten(gradients)
-        smallest = min(leaves, key=lambda d: math.prod(d.shape), default=None)
-        return nested.map_structure(
-            lambda d: _add(d, zero) if d is smallest else d, gradients
-        )
+        return zero
+
+    def mark(self, gradients, number):
+        """Add what `sound` returned to a list of gradients or `None`.
+
+        It is NaN or zero. XLA leaves out what nobody needs: a warning hangs
+        on the smallest of the gradients, NaN is added to all of them.
+        """
+        found = [d for d in gradients if d is not None]
+        smallest = min(found, key=lambda d: math.prod(d.shape), default=None)
+        return [
+            _add(d, number)
+            if d is smallest or (d is not None and self.mode == "error")
+            else d
+            for d in gradients
+        ]
 
     def _warn(self):
         warnings.warn(self.message, stacklevel=2)

@@ -1,101 +1,114 @@
 """A run of identical blocks as a loop: compiled once, whatever its length.
 
-The parameters of all blocks are stacked for it, a copy of them that a run
-without the loop does not need. Inside of a loop nothing can be moved from the
-backward to the forward pass, so there is nothing to hold back either.
+The first block is traced, and stands for all. The values of the variables of
+all blocks are stacked for it, a copy of them that a run without the loop does
+not need. Inside of a loop nothing can be moved from the backward to the
+forward pass, so there is nothing to hold back either.
 """
 
-import keras
 from keras import ops
 
 from keras_efficient import backend
-from keras_efficient.autodiff.functional_call import values
-from keras_efficient.autodiff.pure_block import PureBlock
 from keras_efficient.autodiff.reconstruction_check import is_finite
-from keras_efficient.autodiff.replay import add
+from keras_efficient.autodiff.reversible_run import ReversibleRun
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
-from keras_efficient.backend import nested
 
 
 def scanned_run(
-    blocks, inputs, shared, options, axis=None, exact=False, check=None
+    blocks, inputs, shared, training, axis=None, exact=False, check=None
 ):
     """Do what `reversible_run` does, for blocks that differ in values only.
 
     See there for arguments and results. The code of the first block is used
-    for all; no two blocks may share a non-trainable variable.
+    for all; no two blocks may share a variable that is written.
     """
-    first = PureBlock(blocks[0], options, exact)
-    params = [block.trainable_variables for block in blocks]
-    state = [block.non_trainable_variables for block in blocks]
-
-    def forward(param_values, state_values, inputs, shared):
-        def step(streams, values):
-            params, state = values
-            streams, losses, updates, kept = first.forward(
-                shared, params, state, streams
-            )
-            state = [updates.get(i, value) for i, value in enumerate(state)]
-            return streams, (losses, state, kept)
-
-        stacked = _stack(param_values), _stack(state_values)
-        streams = first.pack(first.write(split(inputs, axis)))
-        samples = check.keep(streams) if check else ()
-        streams, (losses, state, kept) = backend.scan(
-            step, streams, stacked, length=len(blocks)
-        )
-        outputs = join(first.read(first.unpack(streams)), axis)
-        last = streams if exact else outputs
-        seen = (samples, is_finite(streams)) if check else ()
-        residuals = param_values, last, shared, kept, seen
-        return (outputs, losses, state), residuals
-
-    def backward(residuals, cotangents):
-        param_values, last, shared, kept, seen = residuals
-        d_outputs, d_losses, _ = cotangents
-
-        def step(carry, values):
-            streams, d_streams, d_shared = carry
-            params, kept, d_losses = values
-            streams, d_streams, d_params, d_seen = first.backward(
-                shared, params, kept, streams, d_losses, d_streams
-            )
-            d_shared = nested.map_structure(add, d_shared, d_seen)
-            return (streams, d_streams, d_shared), d_params
-
-        (streams, d_streams, d_shared), d_params = backend.scan(
-            step,
-            (
-                last if exact else split(last, axis),
-                split(d_outputs, axis),
-                nested.map_structure(_zero_cotangent, shared),
-            ),
-            (_stack(param_values), kept, d_losses),
-            reverse=True,
-            length=len(blocks),
-        )
-        d_params = [[d[i] for d in d_params] for i in range(len(blocks))]
-        if check:
-            failed = check.failed(seen[0], streams)
-            d_params = check.report([failed], seen[1], d_params)
-        return d_params, None, join(d_streams, axis), d_shared
-
-    run = backend.custom_vjp(forward, backward)
-    outputs, losses, new_state = run(
-        list(map(values, params)), list(map(values, state)), inputs, shared
+    loop = Loop(blocks, shared, training, axis, exact, check)
+    outputs, losses, updates = backend.recomputed_loop(
+        loop, inputs, loop.tape.tensors
     )
-    for i, variables in enumerate(state):
-        for variable, new in zip(variables, new_state):
-            variable.assign(ops.stop_gradient(new[i]))
-    return outputs, [ops.sum(loss) for call in losses for loss in call]
+    for variable, values in zip(loop.tape.scope.written.values(), updates):
+        place = loop.place_of(variable)
+        for i, block in enumerate(blocks):
+            block.variables[place].assign(values[i])
+    for (_, number, _), loss in zip(loop.tape.keys, losses):
+        loop.tape.entries[number].call.layer.add_loss(ops.sum(loss))
+    return outputs
 
 
-def _stack(blocks):
-    """Turn the values of each block into one value with a leading axis."""
-    return [ops.stack(values) for values in zip(*blocks)]
+class Loop:
+    """What `backend.recomputed_loop` takes. See `reversible_run`."""
+
+    def __init__(self, blocks, shared, training, axis, exact, check):
+        self.blocks = blocks
+        self.length = len(blocks)
+        self.axis = axis
+        self.check = check
+        self.tape = _OneBlock(blocks[:1], shared, training, None, exact, None)
+        self.places = {id(v): i for i, v in enumerate(blocks[0].variables)}
+
+    def enter(self, inputs):
+        """Turn the inputs of the run into the streams of the first block."""
+        return self.tape.pack(self.tape.write(split(inputs, self.axis)))
+
+    def leave(self, streams):
+        """Turn the streams of the last block into the outputs of the run."""
+        return join(self.tape.read(self.tape.unpack(streams)), self.axis)
+
+    def enter_cotangents(self, d_outputs):
+        return split(d_outputs, self.axis)
+
+    def leave_cotangents(self, d_streams):
+        return join(d_streams, self.axis)
+
+    def keep(self, first, last):
+        """Return what `compare` needs of the first and the last streams."""
+        return self.check and (self.check.keep(first), is_finite(last))
+
+    def compare(self, seen, streams, gradients):
+        """Compare reconstructed streams; return what becomes of gradients."""
+        if not self.check:
+            return gradients
+        samples, finite = seen
+        failed = self.check.failed(samples, streams)
+        alarm = self.check.sound([failed], finite)
+        if alarm is None:
+            return gradients
+        return self.check.mark(gradients, alarm)
+
+    def values_of_sources(self):
+        """List the values of each source, one for each block."""
+        tables = [block.variables for block in self.blocks]
+        return [
+            [
+                backend.as_tensor(table[self.place_of(variable)].value)
+                for table in tables
+            ]
+            for variable in self.tape.variables_of_sources
+        ]
+
+    def place_of(self, variable):
+        """Where the variable is in the list of those of its block."""
+        if id(variable) in self.places:
+            return self.places[id(variable)]
+        raise ValueError(
+            "`scan=True` compiles the first block for all of them, so that "
+            "they may read and write variables of their own only. Block "
+            f"'{self.blocks[0].name}' also reads "
+            + ("a tensor" if variable is None else f"'{variable.path}'")
+            + ", which is none of them. Pass it as `context`, or use "
+            "`scan=False`."
+        )
 
 
-def _zero_cotangent(x):
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    return ops.zeros_like(x) if keras.backend.is_float_dtype(dtype) else None
+class _OneBlock(ReversibleRun):
+    """The tape of the first block, from streams to streams."""
+
+    gates = False
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.keeps_outputs = True  # the streams, whatever their dtype
+
+    def forward(self, streams, tensors):
+        return self.forward_of(self.blocks[0], streams, self.share(tensors))

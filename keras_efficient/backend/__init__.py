@@ -7,8 +7,16 @@ Every module here offers the same functions:
   it is differentiated for a second derivative;
 - `vjp(fn, *primals)`: a function's value and its pullback;
 - `segment(fn, *args)`: `fn(*args)`, not begun before `args` are there;
-- `scan(step, carry, values, reverse)`: a loop that is compiled once, as
-  `jax.lax.scan`, or `None`;
+- `recomputed_loop(loop, inputs, tensors)`: the same of equal blocks as a loop
+  that is compiled once; `None` where nothing is gained by it;
+- `Capture(call, tensors, record)`: a call that is run now, and can be repeated
+  and differentiated, with all that it reads;
+- `recomputed(tape, tensors)`: what `tape.trace` returns, differentiated by a
+  walk over the steps of `tape.backward`, and what these two need besides:
+  `gradients_flow_through_assignments`, `as_tensor(value)`,
+  `stopped(variable, live)`,
+  `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
+  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`, `place()`;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
@@ -32,30 +40,58 @@ import keras
 
 if keras.config.backend() == "jax":
     from keras_efficient.backend import jax as _backend
+    from keras_efficient.backend import jax_capture as _capture
+    from keras_efficient.backend import jax_loop as _loop
     from keras_efficient.backend import jax_memory as _memory
+    from keras_efficient.backend import jax_recompute as _recompute
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
+    from keras_efficient.backend import tensorflow_capture as _capture
     from keras_efficient.backend import tensorflow_memory as _memory
+    from keras_efficient.backend import tensorflow_recompute as _recompute
+
+    _loop = None
 elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch as _backend
+    from keras_efficient.backend import torch_capture as _capture
     from keras_efficient.backend import torch_memory as _memory
+    from keras_efficient.backend import torch_recompute as _recompute
+
+    _loop = None
 else:
     from keras_efficient.backend import forward_only as _backend
+    from keras_efficient.backend import forward_only as _capture
     from keras_efficient.backend import forward_only as _memory
+    from keras_efficient.backend import forward_only as _recompute
 
+    _loop = None
+
+Capture = _capture.Capture
+as_tensor = _capture.as_tensor
+copied = _capture.copied
 alarm = _backend.alarm
 custom_vjp = _backend.custom_vjp
+gradients_flow_through_assignments = _capture.gradients_flow_through_assignments
+is_dense = _capture.is_dense
+is_float = _capture.is_float
+is_traced = _capture.is_traced
 label = _memory.label
 leaf_gradients = _backend.leaf_gradients
 leaves = _backend.leaves
+link = _capture.link
+needs_gradient = _capture.needs_gradient
 not_differentiable = _backend.not_differentiable
 peak_bytes = _memory.peak_bytes
+place = _capture.place
 record_random = _backend.record_random
+recomputed = _recompute.recomputed
+recomputed_loop = _loop and _loop.recomputed_loop
 replay_random = _backend.replay_random
 run_compiled = _backend.run_compiled
 saved_bytes = _memory.saved_bytes
 saved_bytes_by_label = _memory.saved_bytes_by_label
-scan = _backend.scan
 segment = _backend.segment
+stop_gradient = _capture.stop_gradient
+stopped = _capture.stopped
 update_bytes = _memory.update_bytes
 vjp = _backend.vjp

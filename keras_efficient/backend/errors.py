@@ -6,3 +6,22 @@ NO_SECOND_DERIVATIVE = (
     "`reversible=False, exact=False`, which stores the activations, and leave "
     "out `Recompute`."
 )
+
+NO_FUNCTION_TRANSFORM = (
+    "A layer that recomputes its activations was called under a transform of "
+    "`torch.func` (`grad`, `vmap`, ...), which has no part in its backward "
+    "pass. Set `reversible=False` on the layer, which stores the activations, "
+    "leave out `Recompute`, or use `torch.autograd.grad`."
+)
+
+WRITES_INTO_ITS_INPUT = (
+    "Layer '{}' writes into its input in place, so that it cannot be "
+    "recomputed from it. Let it write into a copy (`x = x.clone()`)."
+)
+
+CLOSED_OVER = (
+    "A block reads a tensor that is neither an argument nor a variable outside "
+    "of its sub-layers, so that its gradient would be lost. Pass the tensor as "
+    "`context`, make it a variable, or build the layer with "
+    "`reversible=False`."
+)

@@ -32,9 +32,6 @@ def custom_vjp(forward, backward):
     return fn
 
 
-scan = None  # a loop would gain nothing here
-
-
 def not_differentiable(fn):
     """Nobody will differentiate it."""
     return fn
@@ -52,6 +49,63 @@ def record_random(fn):
 
 def replay_random(state):
     return contextlib.nullcontext()
+
+
+gradients_flow_through_assignments = False
+
+
+def place():
+    return contextlib.nullcontext
+
+
+class Capture:
+    """A call that is run now, and never again."""
+
+    natives = ()
+
+    def __init__(self, call, tensors, record):
+        self.results = call(tensors, record)
+        self.reads = []
+
+
+def recomputed(tape, tensors):
+    """Run forward; nobody will ask for `tape.backward`."""
+    return tape.trace(tensors)
+
+
+def as_tensor(value):
+    return value
+
+
+def stopped(variable, live):
+    return live
+
+
+def stop_gradient(x):
+    return x
+
+
+copied = stop_gradient
+
+
+def needs_gradient(variable, live):
+    return False
+
+
+def link(leaf, value):
+    return value
+
+
+def is_float(x):
+    return "float" in str(x.dtype)
+
+
+def is_traced(x):
+    return False
+
+
+def is_dense(x):
+    return True
 
 
 def alarm(failed, warn, fail, in_program):

@@ -24,28 +24,28 @@ def vjp(fn, *primals):
         return fn(
             *jax.tree_util.tree_unflatten(
                 structure,
-                [next(floats) if _is_float(x) else x for x in leaves],
+                [next(floats) if is_float(x) else x for x in leaves],
             )
         )
 
-    outputs, pull = jax.vjp(of_floats, [x for x in leaves if _is_float(x)])
+    outputs, pull = jax.vjp(of_floats, [x for x in leaves if is_float(x)])
 
     def pullback(cotangents):
         cotangents = jax.tree_util.tree_map(
-            lambda y, d: d if _is_float(y) else _no_cotangent(y),
+            lambda y, d: d if is_float(y) else _no_cotangent(y),
             outputs,
             cotangents,
         )
         gradients = iter(pull(cotangents)[0])
         return jax.tree_util.tree_unflatten(
             structure,
-            [next(gradients) if _is_float(x) else None for x in leaves],
+            [next(gradients) if is_float(x) else None for x in leaves],
         )
 
     return outputs, pullback
 
 
-def _is_float(x):
+def is_float(x):
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
@@ -73,9 +73,6 @@ def custom_vjp(forward, backward):
 
     fn.defvjp(forward, backward)
     return fn
-
-
-scan = jax.lax.scan
 
 
 def not_differentiable(fn):

@@ -64,7 +64,7 @@ def custom_vjp(forward, backward):
                 gradients = _flatten_gradients(
                     backward(residuals, cotangents), args
                 )
-                return _once_differentiable(gradients, outputs)
+                return once_differentiable(gradients, outputs)
 
             return tf.nest.flatten(structure), gradient
 
@@ -75,7 +75,7 @@ def custom_vjp(forward, backward):
     return fn
 
 
-def _once_differentiable(gradients, connected):
+def once_differentiable(gradients, connected):
     """Return `gradients`, which raise an error when they are differentiated.
 
     To the tape they hang together with nothing, and it would answer `None`.
@@ -92,9 +92,6 @@ def _once_differentiable(gradients, connected):
     found = [x for x in gradients if x is not None]
     passed = iter(once(*found, *connected))
     return [None if x is None else next(passed) for x in gradients]
-
-
-scan = None  # a loop would gain nothing here
 
 
 def not_differentiable(fn):

@@ -62,9 +62,6 @@ def custom_vjp(forward, backward):
     return fn
 
 
-scan = None  # a loop would gain nothing here
-
-
 def not_differentiable(fn):
     """What `custom_vjp` makes raises it already."""
     return fn
@@ -79,18 +76,18 @@ class _Call:
         self.args = _structure(args)
         self.outputs = None
         self.residuals = None
-        self.autocast = _autocast_state()
+        self.autocast = autocast_state()
 
 
 class _CustomVJP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, *leaves):
-        with _autocast(call.autocast):
+        with autocast(call.autocast):
             outputs, residuals = call.forward(*nested.pack(call.args, leaves))
         call.outputs = _structure(outputs)
         call.residuals = _structure(residuals)
         ctx.call = call
-        # An output without elements, by which `_Once` finds this node.
+        # An output without elements, by which `Once` finds this node.
         thread = torch.empty(0)
         ctx.save_for_backward(thread, *nested.flatten(residuals))
         return thread, *nested.flatten(outputs)
@@ -99,7 +96,7 @@ class _CustomVJP(torch.autograd.Function):
     def backward(ctx, _, *cotangents):
         call = ctx.call
         thread, *residuals = ctx.saved_tensors
-        with torch.no_grad(), _autocast(call.autocast):
+        with torch.no_grad(), autocast(call.autocast):
             gradients = call.backward(
                 nested.pack(call.residuals, residuals),
                 nested.pack(call.outputs, cotangents),
@@ -109,11 +106,11 @@ class _CustomVJP(torch.autograd.Function):
             missing = [None] * len(nested.flatten(arg))
             leaves += missing if gradient is None else nested.flatten(gradient)
         if torch.is_grad_enabled():  # create_graph=True
-            leaves = _Once.apply(thread, *leaves)
+            leaves = Once.apply(thread, *leaves)
         return None, *leaves
 
 
-class _Once(torch.autograd.Function):
+class Once(torch.autograd.Function):
     """Gradients that raise an error when they are differentiated.
 
     (`once_differentiable` of PyTorch does not where the derivative is asked
@@ -129,7 +126,7 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
-def _autocast_state():
+def autocast_state():
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return [
         (name, torch.get_autocast_dtype(name), torch.is_autocast_enabled(name))
@@ -138,13 +135,16 @@ def _autocast_state():
 
 
 @contextlib.contextmanager
-def _autocast(state):
+def autocast(state):
     """Cast as the forward pass did, wherever the backward pass runs.
 
     Without the cache: casts made in a forward pass without a graph would leave
     parameters without their gradient where they are used again. (PyTorch 2.13
     minds this itself; older ones did not.)
     """
+    if not any(enabled for *_, enabled in (*state, *autocast_state())):
+        yield  # it takes its time
+        return
     with contextlib.ExitStack() as stack:
         for arguments in state:
             stack.enter_context(torch.autocast(*arguments, cache_enabled=False))

@@ -1,19 +1,20 @@
 import math
 
-import keras
-
 from keras_efficient.callbacks.angular_velocity import AngularVelocity
-from keras_efficient.callbacks.auto_drop_options import check_auto_drop
-from keras_efficient.callbacks.auto_drop_options import with_defaults
-from keras_efficient.callbacks.callback_state import CallbackState
+from keras_efficient.callbacks.drop_rules import DEFAULTS
+from keras_efficient.callbacks.drop_rules import checks_by_mode
 from keras_efficient.callbacks.drop_rules import make_rule
+from keras_efficient.callbacks.drop_rules import with_defaults
+from keras_efficient.callbacks.learning_rate_callback import (
+    LearningRateCallback,
+)
+from keras_efficient.callbacks.learning_rates import WarmUp
 from keras_efficient.callbacks.learning_rates import check_learning_rates
 from keras_efficient.callbacks.learning_rates import lower_learning_rate
 from keras_efficient.callbacks.learning_rates import named_optimizers
 from keras_efficient.callbacks.learning_rates import read_learning_rate
 from keras_efficient.callbacks.learning_rates import report
 from keras_efficient.callbacks.run_clock import RunClock
-from keras_efficient.callbacks.warm_up import WarmUp
 
 WINDOW_SAMPLES = 4
 RUN_WINDOWS = 50  # at least, in mode "auto"
@@ -21,19 +22,20 @@ SHORTEST_WINDOW = 20  # steps: twice as far as a momentum of 0.9 reaches
 LAST_DROP = 0.9  # of a run, in mode "auto"
 
 
-class AutoDrop(keras.callbacks.Callback):
+class AutoDrop(LearningRateCallback):
     """Drop the learning rate when the direction of training settles.
 
-    The angle between successive steps of the parameters, the angular velocity,
-    rises while training at a learning rate gains ground and levels off when it
-    gains no more: 0 degrees is a straight walk, 90 a random one. The callback
-    then drops the learning rate. It needs no validation data. All trainable
-    parameters are one vector; steps are those from one window to the next.
+    The angular velocity is the angle between successive steps of the
+    parameters: 0 degrees is a straight walk, 90 a random one. It rises while
+    training at a learning rate gains ground, and levels off when it gains no
+    more. The callback then drops the learning rate. It needs no validation
+    data. All trainable parameters are one vector; a step leads from one window
+    to the next.
 
-    **`mode="auto"`**, ours, has no threshold and no times to choose. A window
-    is an epoch, or such a part of one that `fit` has at least 50, and no
-    shorter than 20 steps. Let a be the older and b the newer half of the last
-    12 to 16 angles since the last drop:
+    **`mode="auto"`** is ours. It has no threshold and no times to choose. A
+    window is an epoch, or such a part of one that `fit` has at least 50, and
+    no shorter than 20 steps. Let a be the older and b the newer half of the
+    last 12 to 16 angles since the last drop:
 
     ```
     noise = sqrt(mean((w_{i+1} - w_i)^2) / 2)
@@ -41,20 +43,15 @@ class AutoDrop(keras.callbacks.Callback):
     drop if  mean(b) - mean(a) <= error  and  mean(b) + error >= 90
     ```
 
-    Below 90 degrees steps still point the same way, and a level stretch is the
-    passage from one slope to the next. No angle tells when a run is to end:
-    one more drop is made after nine tenths of it, since the noise of a
-    learning rate is of no use thereafter. So train in one call of `fit`, or
-    go on with `initial_epoch` and the final number of `epochs`.
+    Below 90 degrees steps still point the same way: there a level stretch is
+    the passage from one slope to the next. No angle tells when a run is to
+    end. So one more drop is made after nine tenths of it, since the noise of a
+    learning rate is of no use thereafter. Train in one call of `fit`, or go on
+    with `initial_epoch` and the final number of `epochs`.
+    `guides/benchmarks.md` tells what else was tried.
 
-    Tried, on the tasks of `tools/benchmark.py schedules`: all angles since
-    the last drop, not the newest 16 (a rise long past hides that it is over);
-    8 to 12 of them (drops too early); no bound of 90 degrees (drops on the
-    plateau a transformer starts with); no last drop (worse on text); factors
-    from 0.1 to 0.5 and 0.5 to 1.5 standard errors (little difference).
-
-    **`mode="epoch"`**, of 2021: parameters x_t after epoch t, an angle w_t
-    of the steps between them.
+    **`mode="epoch"`** is the rule of 2021, with w_t the angle of the steps
+    between the parameters after epochs:
 
     ```
     if |w_t - w_{t-1}| < threshold:
@@ -67,8 +64,8 @@ class AutoDrop(keras.callbacks.Callback):
     parameters, keeps its history at a drop, and takes parameters after the
     first update of an epoch. We follow the rule.
 
-    **`mode="window"`**, of 2024: the mean of the parameters over windows of
-    `window_steps` steps, and angles smoothed over the last 10:
+    **`mode="window"`** is the rule of 2024. It takes the mean of the parameters
+    over windows of `window_steps` steps, and smooths angles over the last 10:
 
     ```
     C_i = sum_j K_j w_{i-j} / sum_j K_j,    K_j = exp(-j^2 / (2 sigma^2)),
@@ -76,29 +73,32 @@ class AutoDrop(keras.callbacks.Callback):
     ```
 
     The difference is signed, as printed: a fall drops too. We read the
-    algorithm so that angles are between steps, not means; the kernel is over
-    time, with the minus sign that is missing in print, and of the newest
-    angle; a drop needs two C since the last. The mean is that of 4 samples:
-    one in each step was a quarter of a step's time in a small transformer.
+    algorithm as follows. Angles are between steps, not means. The kernel is
+    over time, has the minus sign that is missing in print, and is that of the
+    newest angle. A drop needs two C since the last. The mean is that of 4
+    samples of a window, which cost less than one in each step.
 
     In all modes a drop starts the history again from the newest point, and
     needs a learning rate above `min_lr`. The angle is exact for steps however
-    short. A window that moves nothing is passed over; parameters that are not
+    short. A window that moves nothing is passed over. Parameters that are not
     finite clear the history.
 
     The cost is two float32 copies of the trainable parameters in host memory,
     three while a window ends or has samples, and one pass over them in each
-    window: 0.1 to 1.4 % of a step at the defaults and the shortest windows,
-    on CPU, 0.07M and 0.12M parameters (1.7M, too, except on JAX).
+    window.
 
-    Each epoch adds to the logs `angular_velocity`, the mean over its windows,
-    NaN when there is none, `drops`, how many there were so far, and
-    `learning_rate` at the end of the epoch, before a drop there (with a
-    `keras.optimizers.MultiOptimizer`, all of whose optimizers are dropped,
-    `learning_rate_{optimizer.name}`). Pass callbacks as a list, this one
-    before `keras.callbacks.SwapEMAWeights`, which exchanges the parameters,
-    and before `keras.callbacks.BackupAndRestore`: a run that was interrupted
-    then goes on with the same drops at the same steps.
+    Each epoch adds to the logs:
+
+    - `angular_velocity`, the mean over its windows, NaN when there is none;
+    - `drops`, how many there were so far;
+    - `learning_rate` at the end of the epoch, before a drop there. With a
+      `keras.optimizers.MultiOptimizer`, all of whose optimizers are dropped,
+      this is `learning_rate_{optimizer.name}`.
+
+    Pass callbacks as a list. Put this one before
+    `keras.callbacks.SwapEMAWeights`, which exchanges the parameters, and before
+    `keras.callbacks.BackupAndRestore`: a run that was interrupted then goes on
+    with the same drops at the same steps.
 
     Attributes:
         drops: List of the epochs of the current (or last) `fit` in which the
@@ -144,6 +144,8 @@ class AutoDrop(keras.callbacks.Callback):
           https://proceedings.mlr.press/v244/wang24e.html), mode "window"
     """
 
+    STATE = "_auto_drop"
+
     def __init__(
         self,
         mode="auto",
@@ -164,8 +166,17 @@ class AutoDrop(keras.callbacks.Callback):
         self.factor, self.threshold, self.window_steps = with_defaults(
             mode, (factor, threshold, window_steps)
         )
-        check_auto_drop(self)
+        self._validate()
         self._reset()
+
+    def _validate(self):
+        self._check("mode", self.mode in DEFAULTS, list(DEFAULTS))
+        self._check("factor", 0 < self.factor < 1, "in (0, 1)")
+        for name, is_right, expected in checks_by_mode(self):
+            self._check(name, is_right, expected)
+        self._check("min_lr", 0 <= self.min_lr < math.inf, "finite, 0 or more")
+        self._check("warmup_steps", self.warmup_steps >= 0, "0 or more")
+        self._check("verbose", self.verbose in (0, 1), "0 or 1")
 
     def _reset(self):
         self.drops, self.drop_steps = [], []
@@ -176,18 +187,6 @@ class AutoDrop(keras.callbacks.Callback):
         )
         self._angles = []  # of the current epoch
         self._window_start = None
-
-    def set_model(self, model):
-        super().set_model(model)
-        if model:
-            self.model._auto_drop = CallbackState(self._state, self._restore)
-
-    def on_train_begin(self, logs=None):
-        self._reset()
-        check_learning_rates(named_optimizers(self.model), "AutoDrop")
-
-    def on_train_end(self, logs=None):
-        self.model._auto_drop = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._clock.begin_epoch(epoch, self.params)

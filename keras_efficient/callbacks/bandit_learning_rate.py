@@ -1,21 +1,20 @@
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.callbacks.callback_state import CallbackState
-from keras_efficient.callbacks.check_options import check_options
-from keras_efficient.callbacks.learning_rates import check_learning_rates
+from keras_efficient.callbacks.learning_rate_callback import (
+    LearningRateCallback,
+)
 from keras_efficient.callbacks.learning_rates import named_optimizers
 from keras_efficient.callbacks.learning_rates import report
 
 
-class BanditLearningRate(keras.callbacks.Callback):
+class BanditLearningRate(LearningRateCallback):
     """Let a bandit choose the learning rate while the model trains.
 
     Each candidate learning rate is an arm. An arm is held for
-    `steps_per_pull` steps and earns what the loss fell by; old rewards fade,
+    `steps_per_pull` steps and earns what the loss fell by. Old rewards fade,
     so that the choice follows the training. The optimizer keeps its state
     across swaps. With L_t the mean loss in pull t, j its arm and g the
     `discount`:
@@ -30,33 +29,32 @@ class BanditLearningRate(keras.callbacks.Callback):
     discounted root mean square of the changes from one reward of an arm to its
     next, over sqrt(2). Every arm is tried once at first, the smallest first.
 
-    A pull whose loss is not finite (it earns -1) or exceeds `max_growth` times
-    the loss before is taken back: weights and optimizer return to where it
-    began, one pull further if that happens twice in a row, and the metrics of
-    the epoch start anew. The loss to compare with grows as much, or one lucky
-    pull would forbid all that follow. The bound has to be tight: with 2.0,
-    trying large rates did more harm than it taught. In the first round any
-    growth is taken back: the loss of a network that a large rate has killed is
-    hardly above that of one which has learned nothing yet.
+    A pull is taken back if its loss is not finite (it earns -1) or exceeds
+    `max_growth` times the loss before. Weights and optimizer return to where
+    it began, one pull further if that happens twice in a row, and the metrics
+    of the epoch start anew. The loss to compare with grows as much, or one
+    lucky pull would forbid all that follow. In the first round any growth is
+    taken back: a network that a large rate has killed has a loss hardly above
+    that of one which has learned nothing yet.
 
     A bandit sees no further than one pull. A small learning rate that removes
-    the noise of a large one earns at once what the large one prepared:
-    expect fast progress early, and less than a good schedule in the end. And
-    it has to try: allow for tens of pulls for each candidate. Leave out
-    rates far too large: while a network has learned nothing, one that they have
-    killed looks the same (one run of three of digits, SGD, rates up to 0.3).
+    the noise of a large one earns at once what the large one prepared.
+    Expect fast progress early, and less than a good schedule in the end
+    (`guides/benchmarks.md`). Allow for tens of pulls for each candidate. Leave
+    out rates far too large: what they have killed looks as if untrained.
 
     The cost is two copies of the weights and of the optimizer's variables in
-    host memory, one copied in each pull, and that Keras, because of a hook at
-    the end of each batch, runs callbacks synchronously.
+    host memory, one copied in each pull. Keras runs callbacks synchronously.
 
-    Each epoch adds to the logs `learning_rate` (or, in a `MultiOptimizer`,
-    `learning_rate_{optimizer.name}`; all get the same), `arm`, its index,
-    `taken_back`, the pulls taken back so far, and for each candidate
-    `share_{rate:g}`, its part in the discounted pulls, and `reward_{rate:g}`,
-    its mean reward, NaN without one. With
-    `keras.callbacks.BackupAndRestore`, listed after this callback, a run that
-    was interrupted goes on with what the bandit had learned.
+    Each epoch adds to the logs:
+
+    - `learning_rate` (in a `MultiOptimizer` `learning_rate_{optimizer.name}`);
+    - `arm`, its index, and `taken_back`, the pulls taken back so far;
+    - for each candidate `share_{rate:g}`, its part in the discounted pulls, and
+      `reward_{rate:g}`, its mean reward, NaN without one.
+
+    With `keras.callbacks.BackupAndRestore`, listed after this callback, a run
+    that was interrupted goes on with what the bandit had learned.
 
     Args:
         learning_rates: List of two or more different positive floats, best
@@ -65,7 +63,8 @@ class BanditLearningRate(keras.callbacks.Callback):
             pulls measure better and choose less often. Defaults to `20`.
         discount: Float in (0, 1), what a reward is worth one pull later.
             Defaults to `0.99`.
-        max_growth: Float above 1, see above. Defaults to `1.1`.
+        max_growth: Float above 1, see above. Large rates that are tried do
+            harm up to this bound. Defaults to `1.1`.
         verbose: `0` or `1`. Whether to report what is taken back. Defaults
             to `0`.
 
@@ -91,6 +90,8 @@ class BanditLearningRate(keras.callbacks.Callback):
           guards a step by a line search; here a whole pull is taken back.
     """
 
+    STATE = "_bandit_learning_rate"
+
     def __init__(
         self,
         learning_rates,
@@ -105,23 +106,20 @@ class BanditLearningRate(keras.callbacks.Callback):
         self.discount = discount
         self.max_growth = max_growth
         self.verbose = verbose
-        rates = self.learning_rates
-        check_options(
-            self,
-            [
-                (
-                    "learning_rates",
-                    len(set(rates)) == len(rates) >= 2
-                    and 0 < rates[0] <= rates[-1] < math.inf,
-                    "two or more different positive floats",
-                ),
-                ("steps_per_pull", steps_per_pull >= 1, "1 or more"),
-                ("discount", 0 < discount < 1, "in (0, 1)"),
-                ("max_growth", 1 < max_growth < math.inf, "above 1, finite"),
-                ("verbose", verbose in (0, 1), "0 or 1"),
-            ],
-        )
+        self._validate()
         self._reset()
+
+    def _validate(self):
+        rates = self.learning_rates
+        is_right = len(set(rates)) == len(rates) >= 2
+        is_right = is_right and 0 < rates[0] <= rates[-1] < math.inf
+        expected = "two or more different positive floats"
+        self._check("learning_rates", is_right, expected)
+        self._check("steps_per_pull", self.steps_per_pull >= 1, "1 or more")
+        self._check("discount", 0 < self.discount < 1, "in (0, 1)")
+        is_growth = 1 < self.max_growth < math.inf
+        self._check("max_growth", is_growth, "above 1, finite")
+        self._check("verbose", self.verbose in (0, 1), "0 or 1")
 
     def _reset(self):
         arms = len(self.learning_rates)
@@ -146,20 +144,11 @@ class BanditLearningRate(keras.callbacks.Callback):
         self._offset = self._steps = self._steps_read = 0
         self._mean_read = 0.0
 
-    def set_model(self, model):
-        super().set_model(model)
-        if model:
-            self.model._bandit_learning_rate = CallbackState(
-                lambda: ({}, self._memory),
-                lambda _, memory: self._memory.update(memory),
-            )
+    def _state(self):
+        return {}, self._memory
 
-    def on_train_begin(self, logs=None):
-        self._reset()
-        check_learning_rates(named_optimizers(self.model), "BanditLearningRate")
-
-    def on_train_end(self, logs=None):
-        self.model._bandit_learning_rate = None
+    def _restore(self, arrays, facts):
+        self._memory.update(facts)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start_epoch()

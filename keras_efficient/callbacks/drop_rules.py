@@ -1,4 +1,4 @@
-"""When to drop the learning rate, from angular velocities alone.
+"""Modes of `AutoDrop`: when to drop, from angular velocities alone.
 
 `observe(angle)` returns whether to drop now; `dropped()` tells that the drop
 was made; `clear()` forgets the angles. All that a rule remembers is numbers in
@@ -6,6 +6,49 @@ was made; `clear()` forgets the angles. All that a rule remembers is numbers in
 """
 
 import math
+
+# factor, threshold and window_steps of each mode
+DEFAULTS = {
+    "auto": (0.3, None, None),
+    "epoch": (0.2, 0.01, None),
+    "window": (0.95, 0.1, 64),
+}
+
+
+def with_defaults(mode, options):
+    """Return `(factor, threshold, window_steps)`, nones filled in by mode."""
+    return [
+        default if option is None else option
+        for option, default in zip(options, DEFAULTS.get(mode, options))
+    ]
+
+
+def checks_by_mode(callback):
+    """Check those options of an `AutoDrop` that depend on its mode.
+
+    Returns:
+        List of tuples: name, whether its value is right, what is expected.
+    """
+    mode, threshold = callback.mode, callback.threshold
+    window_steps = callback.window_steps
+    is_threshold, degrees = threshold is None, "None in mode 'auto'"
+    if mode != "auto":
+        is_threshold = 0 < threshold <= 180
+        degrees = "in (0, 180] degrees"
+    is_maximum = mode != "epoch" or threshold <= callback.max_threshold <= 180
+    is_window = window_steps is None or window_steps >= 1
+    steps = "an integer of at least 1"
+    if mode == "epoch":
+        is_window, steps = window_steps is None, "None in mode 'epoch'"
+    return [
+        ("threshold", is_threshold, degrees),
+        (
+            "max_threshold",
+            is_maximum,
+            f"from `threshold`, {threshold}, to 180 degrees",
+        ),
+        ("window_steps", is_window, steps),
+    ]
 
 
 def make_rule(mode, factor, threshold, max_threshold):

@@ -43,9 +43,9 @@ class RunClock:
         return self._params.get("epochs", 1)
 
     def is_first_time(self, part, last):
-        """Whether so large a part of the run is done.
+        """Return whether so large a part of the run is done for the first time.
 
-        And was not yet when so many steps were done as the list `last` holds.
+        It was not yet at any number of steps that the list `last` holds.
         """
         done = self.epoch * self.epoch_steps() + self.steps - self._epoch_start
         since = done - part * self.epochs() * self.epoch_steps()

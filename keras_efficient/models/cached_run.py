@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_efficient.autodiff.functional_call import accepted
+from keras_efficient.autodiff.capture import accepted
 
 
 def cached_run(run, streams, cache, index):

@@ -10,7 +10,7 @@ from keras_efficient.models.position_embedding import PositionEmbedding
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class DecoderStack(layers.Layer):
-    """Tokens to hidden states: what our language models have in common.
+    """Turn tokens into hidden states, for all language models of ours.
 
     ```
     x = embedding(tokens) [+ positions]

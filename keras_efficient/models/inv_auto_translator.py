@@ -35,29 +35,27 @@ class InvAutoTranslator(AdversarialModel):
     Both losses are one scalar with one backward pass and one step, in which
     every variable has the gradient of its own loss and goes to its own
     optimizer. The cycle drives the layers to orthonormality, where their
-    inverses are exact.
-
-    Squares for the adversarial losses, and not a cross-entropy, since their
-    gradients do not vanish where the discriminator is sure of itself.
+    inverses are exact. Adversarial losses are squares, whose gradients do not
+    vanish where the discriminator is sure of itself, as those of a
+    cross-entropy do.
 
     All layers are shared and invertible, also those at both ends, so that
-    images of A and B have the same number of channels. Translators are
-    usually built of ordinary convolutions around the middle; change the
-    resolution by `InvertibleDownsampling2D` and `InvertibleUpsampling2D`
-    instead. Learned slopes let contrast and brightness change, which
+    images of A and B have the same number of channels. Change the resolution
+    by `InvertibleDownsampling2D` and `InvertibleUpsampling2D`, not by ordinary
+    convolutions. Learned slopes let contrast and brightness change, which
     orthonormal kernels keep. Let the stack begin close to the identity, such
     as by a layer and the `Inverse` of another with the same kernel, slopes
-    of 1 between them: random kernels mix up colors and places, and
+    of 1 between them. Random kernels mix up colors and places, and
     adversarial training takes long to put them in order.
 
     `fit(x, y)` takes the images of A as `x` and those of B as `y`: two arrays
-    of any lengths, each of which is shuffled on its own (the shorter one is
-    repeated), or a dataset of batches `(x, y)`. `evaluate(x, y)` and
+    of any lengths, or a dataset of batches `(x, y)`. Each array is shuffled on
+    its own; the shorter one is repeated. `evaluate(x, y)` and
     `validation_data=(x, y)` take the same and do not shuffle. Metrics given
     to `compile` compare F_AB(x) with y, which means something for paired
-    images. The logs hold the two losses above and `cycle_error`, the mean of
-    |F^-1(F(x)) - x|, besides `loss`, the sum of both losses and those that
-    layers add.
+    images. The logs hold the two losses above, `cycle_error`, the mean of
+    |F^-1(F(x)) - x|, and `loss`, the sum of both losses and those that layers
+    add.
 
     Args:
         layers: List of invertible layers, from images to images of the same
@@ -273,5 +271,5 @@ def _distance(images, others):
 
 
 def _miss(scores, target):
-    """The mean square of how far scores are from their target."""
+    """Return the mean square of how far scores are from their target."""
     return ops.mean(ops.square(ops.cast(scores, "float32") - target))

@@ -205,7 +205,7 @@ def _silo(channels, drop, new_scale):
 
 
 def _classify(maps, channels, features, dropout):
-    """From the finest to the coarsest feature map, and to one vector."""
+    """Go from the finest to the coarsest feature map, and to one vector."""
     x = maps[0]
     for i, finer in enumerate(maps[1:]):
         settings = HEAD_EXPANSIONS, HEAD_SE_RATIOS, 5
@@ -218,7 +218,7 @@ def _classify(maps, channels, features, dropout):
 
 
 def _mb_conv(filters, i, strides, expansions, se_ratios, kernel, drop=0.0):
-    """A bottleneck with the settings of scale i."""
+    """Return a bottleneck with the settings of scale i."""
     settings = _of(expansions, i), _of(se_ratios, i)
     return MBConv(filters, kernel, strides, *settings, drop)
 

@@ -5,7 +5,7 @@ from keras_efficient.layers.reversible.recompute import Recompute
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class RevBiFPNNeck(Recompute):
-    """The layer from one feature map of the pyramid to that of the head.
+    """Lead from one feature map of the pyramid to that of the head.
 
     Its input is an output of the reversible run, which is kept anyway: with
     `reversible=True` it keeps nothing else.

@@ -175,7 +175,7 @@ def _classify(x, classes, activation, name):
 
 
 def _paint(x, channels, name):
-    """From the coarsest feature map to an image, level by level."""
+    """Go from the coarsest feature map to an image, level by level."""
     for filters in reversed(channels[:-1]):
         x = layers.Conv2D(filters, 1, kernel_initializer=_initializer())(x)
         x = ChannelNormalization()(x)

@@ -8,7 +8,7 @@ from keras_efficient.layers.convolutional.conv_next_block import ConvNeXtBlock
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class RevColLevel(keras.layers.Layer):
-    """One level of a column of RevCol: fuse what comes in, then ConvNeXt.
+    """Run a level of a column of RevCol: fuse what comes in, then ConvNeXt.
 
     ```
     z = down(below) + sum_k up_k(above_k)

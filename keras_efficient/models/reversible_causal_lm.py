@@ -6,9 +6,9 @@ from keras_efficient.models.decoder_stack import DecoderStack
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class ReversibleCausalLM(keras.Model):
-    """A language model whose activations do not grow with depth.
+    """Predict tokens, with activations that do not grow with depth.
 
-    A transformer that predicts the next token at each position, of
+    This is a transformer that predicts the next token at each position, of
     `keras_efficient.layers.ReversibleTransformerDecoder` blocks on two
     streams that both start as the embedded tokens:
 
@@ -19,9 +19,9 @@ class ReversibleCausalLM(keras.Model):
     logits = norm(x1 + x2) embedding^T
     ```
 
-    Parameters are those of a plain transformer of this width, and the
-    backward pass keeps two streams instead of all activations, for a third
-    more time. `reversible=False` is the plain twin with the same weights.
+    Parameters are those of a plain transformer of this width. The backward
+    pass keeps two streams instead of all activations, for a third more time.
+    `reversible=False` is the plain twin with the same weights.
 
     It is a plain Keras model, from tokens to logits. With KerasHub installed
     `keras_efficient.models.hub.ReversibleCausalLM` is the same network for its

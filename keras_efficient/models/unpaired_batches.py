@@ -6,7 +6,7 @@ from keras import ops
 
 
 class UnpairedBatches(keras.utils.PyDataset):
-    """Batches `(x, y)` of two arrays, of any lengths, each in its own order.
+    """Give batches `(x, y)` of two arrays, of any lengths and in own orders.
 
     An epoch takes every item of the longer array once. The shorter one starts
     again as often as it has to, in a new order each time.

@@ -1,10 +1,14 @@
-from keras_efficient.ops.adam_8bit_step import Adam8bitState as Adam8bitState
+from keras_efficient.ops.adam_8bit_arguments import (
+    Adam8bitState as Adam8bitState,
+)
 from keras_efficient.ops.adam_8bit_step import adam_8bit_step as adam_8bit_step
 from keras_efficient.ops.adam_step import adam_step as adam_step
 from keras_efficient.ops.block_top_k import block_top_k as block_top_k
 from keras_efficient.ops.ld_adam_step import ld_adam_step as ld_adam_step
 from keras_efficient.ops.lion_8bit_step import lion_8bit_step as lion_8bit_step
-from keras_efficient.ops.micro_adam_step import MicroAdamState as MicroAdamState
+from keras_efficient.ops.micro_adam_arguments import (
+    MicroAdamState as MicroAdamState,
+)
 from keras_efficient.ops.micro_adam_step import (
     micro_adam_step as micro_adam_step,
 )

@@ -1,22 +1,10 @@
-from collections import namedtuple
-
 from keras import ops
 
+from keras_efficient.ops.adam_8bit_arguments import Adam8bitState
 from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.ops.quantize_8bit import dequantize_8bit
 from keras_efficient.ops.quantize_8bit import quantize_8bit
 from keras_efficient.ops.uniform_noise import uniform_noise
-
-# shape and dtype; for that of the scales see quantize_8bit
-Adam8bitState = namedtuple(
-    "Adam8bitState",
-    (
-        "momentum_codes",  # the shape of the tensor, int8
-        "momentum_scale",  # (..., ceil(last / 32)), float16
-        "velocity_codes",  # the shape of the tensor, uint8
-        "velocity_scale",  # (..., ceil(last / 32)), float16
-    ),
-)
 
 
 def adam_8bit_step(
@@ -43,10 +31,9 @@ def adam_8bit_step(
     Deviation from the paper: the scales of v are rounded to float16 at random,
     with the right mean. At `beta_2 = 0.999` what they hold shrinks by at most
     0.00025 a step, and numbers in float16 lie 0.0005 to 0.001 apart: rounded
-    to the nearest, scales stood still, and after gradients had become ten
-    times smaller the root of v stayed 3.6 times too large. Codes are rounded
-    to the nearest: at random, their errors would add up over the many steps
-    that v remembers to more than the entries of small codes.
+    to the nearest, scales would stand still while gradients get smaller.
+    Codes are rounded to the nearest: at random, their errors would add up over
+    the many steps that v remembers to more than the entries of small codes.
 
     Args:
         gradient: Tensor g of any shape. Entries that are not finite, or not

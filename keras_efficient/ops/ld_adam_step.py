@@ -53,15 +53,18 @@ def ld_adam_step(
     for a matrix with no more rows than columns; others are transposed before
     and after. `*` is entry by entry.
 
-    Deviations from the paper's Algorithm 1: P starts at random, not from a
-    singular value decomposition of the first gradient, which all later steps
-    would have to compile, too; 1e-8 of the trace of `b b^T` is added to its
-    diagonal, which changes no eigenvector, but keeps P where b is zero;
-    rows of M' less than 1e-5 of the largest are left out of u: where the
-    gradient has a lower rank than r they are rounding errors, which the
-    division by sqrt(S') would blow up to the size of all others; `e` may be
-    rounded to four bits; entries of the gradient that are not finite count
-    as 0, and those of `a` are clipped to 1e14.
+    Deviations from the paper's Algorithm 1:
+
+    - P starts at random, not from a singular value decomposition of the first
+      gradient, which all later steps would have to compile, too.
+    - 1e-8 of the trace of `b b^T` is added to its diagonal. That changes no
+      eigenvector, but keeps P where b is zero.
+    - Rows of M' less than 1e-5 of the largest are left out of u. Where the
+      gradient has a lower rank than r they are rounding errors, which the
+      division by sqrt(S') would blow up to the size of all others.
+    - `e` may be rounded to four bits.
+    - Entries of the gradient that are not finite count as 0, and those of `a`
+      are clipped to 1e14.
 
     Args:
         gradient: Tensor g of any shape and at least one entry. All its axes

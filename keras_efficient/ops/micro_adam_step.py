@@ -3,16 +3,10 @@
 - `alpha`: with the paper's 0, an entry waits in the error feedback until it is
   among the largest of its block, 85 steps on average, and then moves by about
   as much however much it has gathered. Short trainings do not catch up with
-  Adam: at Adam's learning rate, a transformer on characters came to a
-  validation loss of 2.22 where Adam came to 1.95. With `alpha`, the rest moves
-  at once, by the second moment of its block, and the error feedback is its
-  momentum. Losses of that network, with positions that are trained, after 600
-  steps at learning rates of 3e-3 and 6e-3: Adam 1.71, 1.67; alpha 0.1 1.77,
-  1.68; 0.2 1.73, 1.64; 0.4 1.71, 1.62. `tools/benchmark.py convergence` runs
-  the like.
+  Adam. With `alpha`, the rest moves at once, by the second moment of its block,
+  and the error feedback is its momentum.
 - Blocks of 256 by default, where the paper has as many as fit a GPU's shared
-  memory: an index takes one byte. The same network, one seed: 1.875 with 128
-  (1.03 bytes a parameter), 1.877 with 256 (0.93), 1.890 with 1024 (1.01).
+  memory: an index takes one byte, and state is smallest.
 - `bias_correction`: the paper divides what 10 steps hold by what a thousand
   would: entries that are always selected move 6.5 times as far as with Adam.
   `"window"` moves them as far, so that Adam's learning rate is right.
@@ -23,9 +17,9 @@
 - Rounding is stochastic by default, which the theory of the paper assumes: to
   the nearest step, entries smaller than half a step are lost.
 - Entries of the gradient that are not finite count as 0.
-"""
 
-from collections import namedtuple
+`guides/benchmarks.md` has the trials of `alpha` and of the size of blocks.
+"""
 
 import keras
 from keras import ops
@@ -36,25 +30,11 @@ from keras_efficient.ops.block_top_k import block_top_k
 from keras_efficient.ops.joined_blocks import JoinedBlocks
 from keras_efficient.ops.joined_blocks import concatenate
 from keras_efficient.ops.joined_blocks import cut
+from keras_efficient.ops.micro_adam_arguments import MicroAdamState
 from keras_efficient.ops.quantize_4bit import dequantize_4bit
 from keras_efficient.ops.quantize_4bit import quantize_4bit
 from keras_efficient.ops.round_to_bfloat16 import round_to_bfloat16
 from keras_efficient.ops.uniform_noise import uniform_noises
-
-# shape and dtype, for a tensor of d elements, window m, k entries a block of
-# size B, buckets of size Q
-MicroAdamState = namedtuple(
-    "MicroAdamState",
-    (
-        "indices",  # (m, ceil(d / B), k), uint8 or int16
-        "values",  # (m, ceil(d / B), k), bfloat16 or float32
-        "written",  # (m,), int32: the step that wrote the row, 0 for none
-        "codes",  # (ceil(d / Q), Q / 2), uint8
-        "low",  # (ceil(d / Q), 1), bfloat16
-        "high",  # (ceil(d / Q), 1), bfloat16
-        "velocity",  # (ceil(d / B), 1), float32
-    ),
-)
 
 
 def micro_adam_step(
@@ -118,8 +98,17 @@ def micro_adam_step(
         - [Modoranu et al., 2024](https://arxiv.org/abs/2405.15593)
     """
     ((update, state),) = micro_adam_steps(
-        *([gradient], [state], step, [seed], block_size),
-        *(beta_1, beta_2, epsilon, alpha, rounding, bias_correction),
+        [gradient],
+        [state],
+        step,
+        [seed],
+        block_size=block_size,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        epsilon=epsilon,
+        alpha=alpha,
+        rounding=rounding,
+        bias_correction=bias_correction,
     )
     return update, state
 
@@ -165,9 +154,10 @@ def micro_adam_steps(
     v_hat = velocity / one_minus_power(beta_2, t)
 
     # The largest entries, and the rest
-    e = dequantize_4bit(
-        *(joined.join_rows(x, buckets_a_block) for x in slots[3:6])
+    codes, low, high = (
+        joined.join_rows(x, buckets_a_block) for x in slots[3:6]
     )
+    e = dequantize_4bit(codes, low, high)
     e = joined.split(ops.reshape(e, g.shape))  # without what fills up blocks
     a = g + joined.join(e)
     new_indices, new_values = block_top_k(a, k)
@@ -188,18 +178,21 @@ def micro_adam_steps(
         for x, like in zip(quantize_4bit(e, noise), slots[3:6])
     ]
 
-    window = _write_row(slots, new_indices, new_values, step, joined.blocks)
-    u = u_rest + _adam_over_window(
-        *window,
-        joined.blocks,
-        block_size,
-        t,
-        v_hat,
-        (beta_1, beta_2),
-        epsilon,
-        bias_correction,
+    indices, values, written = _write_row(
+        slots, new_indices, new_values, step, joined.blocks
     )
-    indices, values, written = window
+    u = u_rest + _adam_over_window(
+        indices,
+        values,
+        written,
+        blocks=joined.blocks,
+        block_size=block_size,
+        t=t,
+        v_hat=v_hat,
+        betas=(beta_1, beta_2),
+        epsilon=epsilon,
+        bias_correction=bias_correction,
+    )
     window = [cut(x, joined.blocks, 1) for x in (indices, values)]
     rows = cut(written, [1 for _ in states], 1)
     window.append([ops.reshape(row, (-1,)) for row in rows])

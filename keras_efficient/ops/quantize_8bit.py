@@ -33,13 +33,15 @@ def quantize_8bit(x, signed=True, noise=0.5):
     divide the row. Where that would take more than 1.2 scales for 32 entries
     (rows of 33 entries, or of 10), groups run over the flattened tensor.
 
-    Deviations from the paper. `scale` holds the root of s, because float16
-    loses digits below 6e-5 and ends at 6e-8, where gradients of large models
-    are: s keeps three digits from 4e-9 to 4e9. Down to 4e-15 it keeps fewer,
-    what is smaller is lost, and what is larger is clipped to 4e9. Codes are
-    taken from the rounded s, which is the one that decodes them. Unsigned
-    codes of what is not 0 are at least 1: a second moment that is lost where
-    the first is not would make a step of any size.
+    Deviations from the paper:
+
+    - `scale` holds the root of s, because float16 loses digits below 6e-5 and
+      ends at 6e-8, where gradients of large models are. So s keeps three
+      digits from 4e-9 to 4e9, and fewer down to 4e-15. What is smaller is lost,
+      what is larger is clipped to 4e9.
+    - Codes are taken from the rounded s, which is the one that decodes them.
+    - Unsigned codes of what is not 0 are at least 1: a second moment that is
+      lost where the first is not would make a step of any size.
 
     Args:
         x: float32 tensor of finite numbers, of any shape without `None`; not

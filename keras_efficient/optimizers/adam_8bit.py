@@ -3,15 +3,14 @@ from keras import ops
 
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
+from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
 from keras_efficient.ops.uniform_noise import uniform_noises
-from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class Adam8bit(Optimizer8bit):
-    """Adam that keeps 2.1 bytes of state a parameter instead of 8.
+    """Train with Adam at 2.1 bytes of state a parameter instead of 8.
 
     Each moment takes one byte an entry and two bytes for every 32: the first
     in steps that get finer towards 0, the second in equal steps of its root.
@@ -87,20 +86,20 @@ class Adam8bit(Optimizer8bit):
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        check_decays(self, "beta_1", "beta_2")
+        self._check_decays("beta_1", "beta_2")
         if not epsilon > 0:
             raise ValueError(
                 "`epsilon` must be positive: the second moment of an entry "
                 f"may be 0. Received: epsilon={epsilon}"
             )
 
-    def _step_kernels(
-        self, values, gradients, states, learning_rate, options, indices
-    ):
-        return fused_adam_8bit_steps(
-            *(values, gradients, states, learning_rate),
-            seeds=indices,
-            **options,
+    def _kernel_arguments(self, learning_rate):
+        return Adam8bitArguments(
+            learning_rate=ops.cast(learning_rate, "float32"),
+            step=ops.cast(self.iterations + 1, "int32"),
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=self.epsilon,
         )
 
     def _step_8bit(self, gradient, state, groups):

@@ -5,10 +5,10 @@ from keras_efficient.optimizers.adam_8bit import Adam8bit
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class AdamW8bit(Adam8bit):
-    """AdamW that keeps 2.1 bytes of state a parameter instead of 8.
+    """Train with AdamW at 2.1 bytes of state a parameter instead of 8.
 
-    `keras_efficient.optimizers.Adam8bit` with weight decay that does not pass
-    through the moments: each step multiplies the parameters by
+    This is `keras_efficient.optimizers.Adam8bit` with weight decay that does
+    not pass through the moments: each step multiplies the parameters by
     `1 - learning_rate * weight_decay` before it moves them.
 
     Args:

@@ -2,6 +2,8 @@ import math
 
 from keras import ops
 
+from keras_efficient.ops import dispatch
+
 # Entries that are worked on at a time: a dozen temporaries of 4 bytes each.
 BATCH_SIZE = 2**22
 
@@ -42,14 +44,17 @@ def batched_step(optimizer, gradients, variables, learning_rate):
 
 def _without_kernel(optimizer, rows, learning_rate):
     """Do the steps that a kernel serves; return the other rows."""
-    indices, variables, slots, gradients = zip(*rows)
-    results = optimizer._step_kernels(
-        [variable.value for variable in variables],
-        gradients,
-        [[slot.value for slot in state] for state in slots],
-        learning_rate,
-        optimizer._kernel_options(),
-        indices,
+    results = dispatch.do_steps(
+        [
+            dispatch.Row(
+                parameter=variable.value,
+                state=tuple([slot.value for slot in slots]),
+                gradient=gradient,
+                seed=index,
+            )
+            for index, variable, slots, gradient in rows
+        ],
+        optimizer._kernel_arguments(learning_rate),
     )
     # A kernel overwrites the memory of the variables.
     return [row for row, result in zip(rows, results) if result is None]
@@ -58,7 +63,10 @@ def _without_kernel(optimizer, rows, learning_rate):
 def _with_state(rows):
     return [
         (
-            *(index, variable, slots, ops.stop_gradient(gradient)),
+            index,
+            variable,
+            slots,
+            ops.stop_gradient(gradient),
             [slot.value.detach() for slot in slots],
         )
         for index, variable, slots, gradient in rows
@@ -95,7 +103,7 @@ def _step_plain(optimizer, rows, learning_rate):
 
 
 # In methods of PyTorch's tensors: a call of `keras.ops` for each of hundreds
-# of small tensors takes ten times as long as the step itself.
+# of small tensors takes longer than the step itself.
 
 
 def _join(tensors, like):

@@ -6,7 +6,7 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi.tensors import framework_of
-from keras_efficient.ops.adam_step import adam_biases
+from keras_efficient.ops import dispatch
 from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.optimizers.batched_step import batched_step
 from keras_efficient.optimizers.batched_step import step_each
@@ -18,9 +18,10 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
 
     A subclass says which tensors are compressed (`_is_compressible`; those of
     at least `min_size` elements by default), what state they have
-    (`_add_compressed_state`) and how they step (`_step_compressed`, and
-    `_step_kernels` where there is a kernel). Other tensors keep Adam's moments
-    in float32, unless it overrides `_add_plain_state` and `_step_plain`.
+    (`_add_compressed_state`) and how they step (`_step_compressed`; and, where
+    kernels may do so, `HAS_KERNEL` and `_kernel_arguments`). Other tensors keep
+    Adam's moments in float32, unless it overrides `_add_plain_state` and
+    `_step_plain`.
     """
 
     # Whether plain states of many tensors make one: entries that do not know
@@ -31,6 +32,29 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     def __init__(self, learning_rate, min_size, **kwargs):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.min_size = min_size
+
+    def _check_decays(self, *names):
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be in [0, 1). "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+
+    def _check_choices(self, **choices):
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"`{name}` must be one of {allowed}. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+
+    def _check_bucket_size(self):
+        if self.bucket_size < 2 or self.bucket_size % 2:
+            raise ValueError(
+                "`bucket_size` must be even, because two codes share a byte. "
+                f"Received: bucket_size={self.bucket_size}"
+            )
 
     def build(self, variables):
         if self.built:
@@ -81,12 +105,14 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         gradient = ops.reshape(gradient, variable.shape)
         is_compressed = self._is_compressed[index]
         if is_compressed and self.HAS_KERNEL:
-            value = ops.convert_to_tensor(variable)
-            options = self._kernel_options()
-            rate = ops.cast(learning_rate, "float32")
-            (results,) = self._step_kernels(
-                [value], [gradient], [state], rate, options, [index]
+            row = dispatch.Row(
+                parameter=ops.convert_to_tensor(variable),
+                state=tuple(state),
+                gradient=gradient,
+                seed=index,
             )
+            arguments = self._kernel_arguments(learning_rate)
+            (results,) = dispatch.do_steps([row], arguments)
             if results is not None:
                 for target, result in zip([variable, *slots], results):
                     self.assign(target, result)
@@ -97,14 +123,8 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             self.assign(slot, result)
         self._move(variable, update, learning_rate)
 
-    def _step_kernels(
-        self, values, gradients, states, learning_rate, options, indices
-    ):
-        """Return, for each tensor, the new value and state in one tuple.
-
-        `None` instead where there is no kernel. On PyTorch, the tensors that
-        are given are overwritten.
-        """
+    def _kernel_arguments(self, learning_rate):
+        """Return the record that `dispatch.do_steps` takes."""
         raise NotImplementedError
 
     def _step_compressed(self, gradient, state, index):
@@ -127,13 +147,6 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
         }
-
-    def _kernel_options(self):
-        """Return the arguments of the kernels that all tensors share."""
-        options = self._options()
-        step = ops.cast(options["step"], "int32")
-        biases = adam_biases(step, self.beta_1, self.beta_2)
-        return {**options, "step": step, "biases": biases}
 
     def _move(self, variable, update, learning_rate):
         update = ops.cast(learning_rate, "float32") * update

@@ -5,15 +5,12 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.ops import ld_adam_step
-from keras_efficient.optimizers.check_options import check_bucket_size
-from keras_efficient.optimizers.check_options import check_choices
-from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class LDAdam(CompressedOptimizer):
-    """Adam whose moments live in a subspace of few dimensions.
+    """Train with Adam whose moments live in a subspace of few dimensions.
 
     Both moments of a matrix are kept in the `rank` directions that matter
     most for its gradients. These directions follow the gradients at every
@@ -32,14 +29,14 @@ class LDAdam(CompressedOptimizer):
 
     Kernels with more axes, of convolutions for instance, are matrices with
     one column for each entry of the last axis. Plain Adam in float32, of 8
-    bytes a parameter, is what is left to: tensors of one axis or less, of
-    fewer than `min_size` elements or with a side shorter than `rank`; and to
-    embeddings and the layers in `exclude_layers`, as in the paper, which
-    gives a low rank to linear layers inside the network only.
+    bytes a parameter, has the rest: tensors of one axis or less, of fewer than
+    `min_size` elements or with a side shorter than `rank`, embeddings and the
+    layers in `exclude_layers`. The paper, too, gives a low rank to linear
+    layers inside the network only.
 
     Under `keras.distribution`, state of the shape of the parameter (the
-    moments of plain Adam, and the error feedback if `"full"`) has its layout;
-    subspace, moments in it and quantized error feedback are on every device.
+    moments of plain Adam, and the error feedback if `"full"`) has its layout.
+    Subspace, moments in it and quantized error feedback are on every device.
 
     A step costs a QR decomposition of n x r and eight products with r x c, on
     top of Adam: choose it for the memory.
@@ -129,7 +126,7 @@ class LDAdam(CompressedOptimizer):
         self._validate()
 
     def _validate(self):
-        check_decays(self, "beta_1", "beta_2", "rho")
+        self._check_decays("beta_1", "beta_2", "rho")
         if not self.epsilon > 0:
             raise ValueError(
                 "`epsilon` must be positive: the second moment of an entry "
@@ -139,9 +136,8 @@ class LDAdam(CompressedOptimizer):
             raise ValueError(
                 f"`rank` must be at least 1. Received: rank={self.rank}"
             )
-        check_bucket_size(self)
-        check_choices(
-            self,
+        self._check_bucket_size()
+        self._check_choices(
             error_feedback=("quantized", "full", "off"),
             rounding=("stochastic", "nearest"),
         )

@@ -2,13 +2,12 @@ import keras
 
 from keras_efficient.ops.lion_8bit_step import lion_8bit_step
 from keras_efficient.ops.lion_8bit_step import lion_step
-from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class Lion8bit(Optimizer8bit):
-    """Lion that keeps 1.1 bytes of state a parameter instead of 4.
+    """Train with Lion at 1.1 bytes of state a parameter instead of 4.
 
     Every entry moves by the learning rate, in the direction of the sign of
     its momentum, which takes one byte an entry and two for every 32. Layout,
@@ -59,7 +58,7 @@ class Lion8bit(Optimizer8bit):
         super().__init__(learning_rate, min_size, name=name, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
-        check_decays(self, "beta_1", "beta_2")
+        self._check_decays("beta_1", "beta_2")
 
     def _step_8bit(self, gradient, state, groups):
         return lion_8bit_step(gradient, *state, **self._options())

@@ -1,18 +1,21 @@
 import math
 
 import keras
+from keras import ops
 
 from keras_efficient.ops import MicroAdamState
-from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps
+from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
+from keras_efficient.ops.micro_adam_arguments import state_shapes
 from keras_efficient.ops.micro_adam_step import micro_adam_steps
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
-from keras_efficient.optimizers.micro_adam_options import check_options
+
+LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class MicroAdam(CompressedOptimizer):
-    """Adam that keeps 0.9 bytes of state a parameter instead of 8.
+    """Train with Adam at 0.9 bytes of state a parameter instead of 8.
 
     Of each gradient only the largest 1 % of the entries (3 of each block of
     256) enter the moments, which are means over a window of the last 10
@@ -123,39 +126,85 @@ class MicroAdam(CompressedOptimizer):
         self.rounding = rounding
         self.bias_correction = bias_correction
         self.value_dtype = value_dtype
-        check_options(self)
+        self._validate()
+
+    def _validate(self):
+        self._check_decays("beta_1", "beta_2")
+        if not self.epsilon > 0:
+            raise ValueError(
+                "`epsilon` must be positive: the second moment of most "
+                f"entries is 0. Received: epsilon={self.epsilon}"
+            )
+        if not 0 < self.density <= 1:
+            raise ValueError(
+                "`density` must be in (0, 1]: it is the part of each gradient "
+                f"that enters the window. Received: density={self.density}"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(
+                "`alpha` must be in [0, 1]: it is the part of the error "
+                f"feedback that is applied. Received: alpha={self.alpha}"
+            )
+        if not 1 <= self.window:
+            raise ValueError(
+                f"`window` must be at least 1. Received: window={self.window}"
+            )
+        self._check_bucket_size()
+        if not 0 < self.block_size <= LARGEST_BLOCK:
+            raise ValueError(
+                f"`block_size` must be from 1 to {LARGEST_BLOCK}, so that the "
+                "place of an entry fits its int16 index. Received: "
+                f"block_size={self.block_size}"
+            )
+        if self.block_size % self.bucket_size:
+            raise ValueError(
+                "`block_size` must be a multiple of `bucket_size`. Received: "
+                f"block_size={self.block_size}, "
+                f"bucket_size={self.bucket_size}"
+            )
+        self._check_choices(
+            rounding=("stochastic", "nearest"),
+            bias_correction=("window", "full"),
+            value_dtype=("bfloat16", "float32"),
+        )
 
     def _add_compressed_state(self, variable):
-        size = math.prod(variable.shape)
-        k = math.ceil(self.density * self.block_size)
-        blocks = math.ceil(size / self.block_size)
-        entries = (self.window, blocks, k)
-        buckets = math.ceil(size / self.bucket_size)
-        index_dtype = "uint8" if self.block_size <= 256 else "int16"
-        slots = MicroAdamState(
-            indices=(entries, index_dtype),
-            values=(entries, self.value_dtype),
-            written=((self.window,), "int32"),
-            codes=((buckets, self.bucket_size // 2), "uint8"),
-            low=((buckets, 1), "bfloat16"),
-            high=((buckets, 1), "bfloat16"),
-            velocity=((blocks, 1), "float32"),
+        dtypes = MicroAdamState(
+            indices="uint8" if self.block_size <= 256 else "int16",
+            values=self.value_dtype,
+            written="int32",
+            codes="uint8",
+            low="bfloat16",
+            high="bfloat16",
+            velocity="float32",
         )
+        shapes = state_shapes(math.prod(variable.shape), **self._sizes())
         return MicroAdamState(
-            *(
-                self._add(variable, name, shape, dtype)
-                for name, (shape, dtype) in slots._asdict().items()
-            )
+            *[
+                self._add(variable, *slot)
+                for slot in zip(MicroAdamState._fields, shapes, dtypes)
+            ]
         )
 
-    def _step_kernels(
-        self, values, gradients, states, learning_rate, options, indices
-    ):
-        return fused_micro_adam_steps(
-            *(values, gradients, states, learning_rate),
-            seeds=indices,
-            **options,
-            **self._compression(),
+    def _sizes(self):
+        return {
+            "window": self.window,
+            "k": math.ceil(self.density * self.block_size),
+            "block_size": self.block_size,
+            "bucket_size": self.bucket_size,
+        }
+
+    def _kernel_arguments(self, learning_rate):
+        return MicroAdamArguments(
+            learning_rate=ops.cast(learning_rate, "float32"),
+            step=ops.cast(self.iterations + 1, "int32"),
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=self.epsilon,
+            alpha=self.alpha,
+            rounding=self.rounding,
+            bias_correction=self.bias_correction,
+            **self._sizes(),
         )
 
     def _step_compressed(self, gradient, state, index):
@@ -169,17 +218,16 @@ class MicroAdam(CompressedOptimizer):
             assign(self, row, (update, *state), learning_rate)
 
     def _step_blocks(self, gradients, states, seeds):
-        states = [MicroAdamState(*state) for state in states]
-        options = {**self._options(), **self._compression()}
-        return micro_adam_steps(gradients, states, seeds=seeds, **options)
-
-    def _compression(self):
-        return {
-            "block_size": self.block_size,
-            "alpha": self.alpha,
-            "rounding": self.rounding,
-            "bias_correction": self.bias_correction,
-        }
+        return micro_adam_steps(
+            gradients,
+            [MicroAdamState(*state) for state in states],
+            seeds=seeds,
+            block_size=self.block_size,
+            alpha=self.alpha,
+            rounding=self.rounding,
+            bias_correction=self.bias_correction,
+            **self._options(),
+        )
 
     def get_config(self):
         config = {

@@ -7,7 +7,7 @@ from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class SGD8bit(Optimizer8bit):
-    """SGD with momentum that keeps 1.1 bytes a parameter instead of 4.
+    """Train with SGD and a momentum of 1.1 bytes a parameter instead of 4.
 
     The momentum takes one byte an entry and two for every 32. Layout, range
     and non-finite gradients are those of

@@ -6,8 +6,6 @@ from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops import sink_gd_step
 from keras_efficient.ops.quantize_8bit import scale_shape
-from keras_efficient.optimizers.check_options import check_choices
-from keras_efficient.optimizers.check_options import check_decays
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 from keras_efficient.optimizers.state_layout import scale_layout
 
@@ -16,25 +14,25 @@ SMALLEST_8BIT = 4096  # elements; smaller tensors have Adam in float32
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class SinkGD(CompressedOptimizer):
-    """Gradient descent with normalized matrices, which needs no state.
+    """Descend along normalized matrices, which needs no state.
 
     The gradient of a matrix is scaled, a row and a column at a time, until
     all rows and all columns have a root mean square of 1, and subtracted.
     See `keras_efficient.ops.sink_gd_step` for the equations and for where
     they differ from the paper.
 
-    Bytes of state a parameter: 0 for matrices, kernels of convolutions among
-    them, which are matrices with one column for each entry of the last axis.
-    The rest has Adam: tensors of one axis or less, matrices with a side of 1,
-    embeddings, the layers in `exclude_layers` (the paper excludes the output
-    of a language model), and tensors of fewer than `min_size` elements. That
-    is 2.13 bytes for tensors of at least 4096 elements, see
+    Bytes of state a parameter: 0 for matrices. Kernels of convolutions are
+    matrices with one column for each entry of the last axis. The rest has
+    Adam: tensors of one axis or less, matrices with a side of 1, embeddings,
+    the layers in `exclude_layers` (the paper excludes the output of a language
+    model), and tensors of fewer than `min_size` elements. Adam takes 2.13 bytes
+    for tensors of at least 4096 elements, see
     `keras_efficient.ops.adam_8bit_step`, and 8 for smaller ones or for all
-    (`rest="adam"`). Under `keras.distribution` it has the layout of its
+    (`rest="adam"`). Under `keras.distribution` its state has the layout of its
     parameter, as in `keras_efficient.optimizers.Adam8bit`.
 
-    Two deviations from the paper. Small matrices go to Adam, because their
-    state costs nothing and Adam averages over steps, which this does not;
+    There are two deviations from the paper. Small matrices go to Adam: their
+    state costs little, and Adam averages over steps, which this does not.
     `min_size=0` sends them back. Their step is multiplied by `alpha`, too,
     as it takes the place of a normalized one.
 
@@ -117,7 +115,7 @@ class SinkGD(CompressedOptimizer):
         self._validate()
 
     def _validate(self):
-        check_decays(self, "beta_1", "beta_2")
+        self._check_decays("beta_1", "beta_2")
         for name in ("alpha", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(
@@ -129,7 +127,7 @@ class SinkGD(CompressedOptimizer):
                 "`sinkhorn_iterations` must be at least 1. Received: "
                 f"sinkhorn_iterations={self.sinkhorn_iterations}"
             )
-        check_choices(self, rest=("adam8bit", "adam"))
+        self._check_choices(rest=("adam8bit", "adam"))
 
     def build(self, variables):
         if not self.built:

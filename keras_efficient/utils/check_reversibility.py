@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_efficient import backend
+from keras_efficient.autodiff.capture import call_arguments
 from keras_efficient.autodiff.fixed_point import FixedPoint
-from keras_efficient.autodiff.functional_call import call_layer
+from keras_efficient.autodiff.fixed_point import to_floats
+from keras_efficient.autodiff.fixed_point import to_kind
 from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
@@ -88,7 +90,7 @@ def check_reversibility(layer, inputs, context=None, mask=None):
         )
     inputs = nested.map_structure(ops.convert_to_tensor, inputs)
     if isinstance(layer, ReversibleLayer):
-        found = _of_a_run(layer, inputs, shared_arguments(context, mask))
+        found = _of_a_run(layer, inputs, shared_arguments(None, context, mask))
     else:
         found = _of_an_inverse(layer, inputs)
     _print(layer, found)
@@ -159,21 +161,21 @@ def _limit(tensors):
 
 def _reconstruct(layer, inputs, shared):
     """Return the error of each block, discrete sub-layers, and the limit."""
-    options = {"training": False}
-    kind = FixedPoint if layer.exact else None
-    evaluate = layer.evaluator(shared, options, kind)
-    on_floats = layer.evaluator(shared, options)
+    kind, dtype = FixedPoint if layer.exact else None, layer.compute_dtype
+    evaluate = layer.evaluator(shared, training=False, kind=kind)
+    on_floats = layer.evaluator(shared, training=False)
     discrete, limits = set(), [_LIMIT]
 
     def probe(sub_layer, x):
-        floats = layer.to_floats(x, kind)
-        limits.append(_limit(call_layer(sub_layer, floats, shared, options)))
+        floats = to_floats(x, kind, dtype)
+        known = call_arguments(sub_layer, floats, shared)
+        limits.append(_limit(sub_layer(floats, **known, training=False)))
         if jumps(lambda x: on_floats(sub_layer, x), floats):
             discrete.add(sub_layer.name)
         return evaluate(sub_layer, x)
 
     streams = split(*layer.standardize_streams(inputs))
-    stored = [layer.to_kind(streams, kind)]
+    stored = [to_kind(streams, kind)]
     for block in layer.couplings():
         stored.append(block.couple(stored[-1], probe))
     errors, again = [], stored.pop()
@@ -181,8 +183,8 @@ def _reconstruct(layer, inputs, shared):
         again = block.uncouple(again, evaluate)
         errors.append(
             _relative(
-                layer.to_floats(again, kind),
-                layer.to_floats(stored.pop(), kind),
+                to_floats(again, kind, dtype),
+                to_floats(stored.pop(), kind, dtype),
             )
         )
     return errors[::-1], sorted(discrete), max(limits)

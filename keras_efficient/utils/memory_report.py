@@ -27,24 +27,27 @@ OPTIMIZERS = ("Adam8bit", "MicroAdam", "SinkGD")
 def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
     """Tell where the memory of a training step goes, and what would save it.
 
-    Bytes are measured, in the way of each backend: on PyTorch tensors are
+    Bytes are measured in the way of each backend. On PyTorch tensors are
     followed while the model runs forward and backward; on TensorFlow the
     traced graph is gone through; on JAX the compiler is asked. The model is
     not changed.
 
     - Parameters, gradients and optimizer state are counted.
     - Activations are what is kept for the backward pass, by layer. On JAX,
-      this is what differentiation asks to keep; XLA joins some of it, so that
+      this is what differentiation asks to keep. XLA joins some of it, so that
       the rest ("working memory") may be negative there.
     - Working memory is what there is besides at the peak: gradients of
       activations, results that nobody needs again, temporaries of the update.
 
-    Beside the model as it is stand the levers: 8-bit Adam, MicroAdam, SinkGD;
-    reversible layers, for layers of this library that were built with
-    `reversible=False` (measured); `to_reversible` for a GPT-2 or BERT of
-    KerasHub (measured on the backbone; it computes a nearby function, see
-    there); `Recompute` around each layer (estimated: all inputs, and what the
-    largest layer keeps).
+    Beside the model as it is stand the levers:
+
+    - 8-bit Adam, MicroAdam and SinkGD;
+    - reversible layers, for layers of this library that were built with
+      `reversible=False` (measured);
+    - `to_reversible`, for a GPT-2 or BERT of KerasHub (measured on the
+      backbone; it computes a nearby function, see there);
+    - `Recompute` around each layer (estimated: all inputs, and what the
+      largest layer keeps).
 
     The peak of the process is larger where its allocator holds back what was
     freed. On Linux, the environment variable `MALLOC_MMAP_THRESHOLD_=131072`

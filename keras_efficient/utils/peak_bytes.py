@@ -9,20 +9,23 @@ _STATUS = Path("/proc/self/status")
 def peak_bytes(function):
     """Measure how much more memory there is at the peak of a call than before.
 
-    On a GPU that PyTorch or TensorFlow uses, its allocator is asked; otherwise
-    the operating system, for the memory of the process (Linux only). What was
-    held before does not count, nor does what an earlier call made the process
-    keep: freed memory is given back first. The operating system counts to about
-    half a MB.
+    On a GPU that PyTorch or TensorFlow uses, its allocator is asked. Elsewhere
+    the operating system is, for the memory of the process (Linux only), and
+    counts to about half a MB. What was held before does not count, nor does
+    what an earlier call made the process keep: freed memory is given back
+    first.
 
-    Three things make such a figure wrong. A small step may fit into what the
-    allocator holds back all the same: start the process with the environment
-    variable `MALLOC_MMAP_THRESHOLD_=131072` (and take times in another one: so
-    much memory then comes anew from the system that steps take up to twice as
-    long). What is called for the first time is traced and compiled, which takes
-    memory too: call it once before. And TensorFlow's oneDNN keeps what it has
-    freed, out of reach, unless the environment variable
-    `TF_ONEDNN_USE_SYSTEM_ALLOCATOR` is `1` before it is loaded.
+    Three things make such a figure wrong:
+
+    - A small step may fit into what the allocator holds back all the same.
+      Start the process with the environment variable
+      `MALLOC_MMAP_THRESHOLD_=131072`. Take times in another process: with it
+      memory comes anew from the system, and steps are slower.
+    - What is called for the first time is traced and compiled, which takes
+      memory too. Call it once before.
+    - TensorFlow's oneDNN keeps what it has freed, out of reach, unless the
+      environment variable `TF_ONEDNN_USE_SYSTEM_ALLOCATOR` is `1` before it is
+      loaded.
 
     Args:
         function: Function without arguments. What it returns is dropped.

@@ -3,7 +3,7 @@ import contextlib
 import keras
 
 from keras_efficient import backend
-from keras_efficient.autodiff.functional_call import values
+from keras_efficient.autodiff.record import values
 
 
 def saved_activation_bytes(model, inputs):

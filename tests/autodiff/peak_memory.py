@@ -1,9 +1,9 @@
 """Print the memory that one training step takes at its peak.
 
-`python peak_memory.py eager|graph|xla DEPTH [DEPTH ...]` prints two lists of
-MB, an entry a depth: of a reversible model and of its plain twin. What tracing
-and compiling take does not count: the step measured is the second one. Linux
-only.
+`python peak_memory.py DEPTH [DEPTH ...]` prints two lists of MB for each mode
+of TensorFlow, an entry a depth: of a reversible model and of its plain twin.
+What tracing and compiling take does not count: the step measured is the second
+one. Linux only.
 """
 
 import functools
@@ -50,8 +50,9 @@ def peak(depth, reversible, mode):
 
 
 if __name__ == "__main__":
-    mode, *depths = sys.argv[1:]
-    peaks = [
-        [peak(int(n), kind, mode) for n in depths] for kind in (True, False)
-    ]
+    depths = [int(n) for n in sys.argv[1:]]
+    peaks = {
+        mode: [[peak(n, kind, mode) for n in depths] for kind in (True, False)]
+        for mode in ("eager", "graph", "xla")
+    }
     print(json.dumps(peaks))

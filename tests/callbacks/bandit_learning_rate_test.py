@@ -209,6 +209,7 @@ def test_schedule_is_refused():
         fit(model, BanditLearningRate(RATES))
 
 
+@pytest.mark.quick
 def test_killed_run_goes_on(tmp_path):
     def run(*others, folder):
         bandit = BanditLearningRate([0.001, 0.01, 0.03], steps_per_pull=5)

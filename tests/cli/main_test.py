@@ -20,6 +20,7 @@ def saved(tmp_path):
     return str(path)
 
 
+@pytest.mark.quick
 def test_doctor_tells_versions_and_kernels(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out

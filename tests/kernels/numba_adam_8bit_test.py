@@ -9,7 +9,9 @@ from keras_efficient import config
 from keras_efficient.kernels import policy
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
+from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
+from keras_efficient.ops.dispatch import Row
+from keras_efficient.ops.dispatch import do_steps
 from keras_efficient.ops.quantize_8bit import scale_shape
 from keras_efficient.optimizers import Adam8bit
 
@@ -57,11 +59,8 @@ def portable(parameter, gradient, state, step):
 
 
 def fused(parameter, gradient, state, step):
-    (result,) = fused_adam_8bit_steps(
-        *([parameter], [gradient], [Adam8bitState(*state)]),
-        *(RATE, step, [SEED]),
-        **OPTIONS,
-    )
+    arguments = Adam8bitArguments(learning_rate=RATE, step=step, **OPTIONS)
+    (result,) = do_steps([Row(parameter, state, gradient, SEED)], arguments)
     assert result is not None, "no kernel"
     return result
 
@@ -148,6 +147,7 @@ def test_number_of_threads_changes_nothing(shape):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.quick
 def test_gradient_of_another_dtype():
     shape = (40, 64)
     gradient = ops.cast(make_gradient(shape, 1), "bfloat16")
@@ -162,10 +162,9 @@ def test_gradient_of_another_dtype():
 
 def served(parameter):
     shape = tuple(parameter.shape)
-    state = Adam8bitState(*zero_state(shape))
-    (result,) = fused_adam_8bit_steps(
-        [parameter], [ops.ones(shape)], [state], RATE, 1, [0]
-    )
+    row = Row(parameter, zero_state(shape), ops.ones(shape), 0)
+    arguments = Adam8bitArguments(learning_rate=RATE, step=1)
+    (result,) = do_steps([row], arguments)
     return result is not None
 
 
@@ -191,6 +190,22 @@ def test_memory_is_that_of_the_variables():
     optimizer.apply([ops.ones((64, 128))], [variable])
     assert places == [v.value.data_ptr() for v in variables]
     assert (to_numpy(variable) < 1).all()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only there steps compile")
+def test_eager_steps_are_traced_once(monkeypatch):
+    traced = []
+    monkeypatch.setattr(
+        Adam8bit,
+        "update_step",
+        lambda self, gradient, variable, learning_rate: traced.append(variable),
+    )
+    variable = keras.Variable(np.ones((64, 128), "float32"))
+    optimizer = Adam8bit(0.1)
+    optimizer.build([variable])
+    for _ in range(3):
+        optimizer.apply([ops.ones((64, 128))], [variable])
+    assert len(traced) == 1
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards variables")

@@ -92,6 +92,52 @@ def test_output_dtype():
         f(tensor([1]))
 
 
+@pytest.mark.parametrize("make", [tensor, np.asarray])
+def test_a_kernel_that_returns_its_result(make):
+    @numba_ffi(in_place="x")
+    def add_one(x):
+        x += 1
+        return x
+
+    @numba_ffi(outputs={"y": "x"})
+    def count(x, y):
+        y[:] = x
+        if x[0] > 1:
+            return x.size
+
+    x = make(np.ones(2, "float32"))
+    with pytest.raises(TypeError, match="'add_one' must .* 'x'. .* array"):
+        add_one(x)
+    assert np.asarray(x).tolist() == [1, 1]  # was not run
+    with pytest.raises(TypeError, match="'count' must .* 'y'. .* that returns"):
+        count(x)
+
+
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow")
+def test_a_gradient_on_tensorflow(jit_compile):
+    import tensorflow as tf
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = root(2 * x)
+        return tape.gradient(y, x)
+
+    if jit_compile is not None:
+        gradient = tf.function(gradient, jit_compile=jit_compile)
+    with pytest.raises(RuntimeError, match="'root' has no derivative"):
+        gradient(tensor([1, 4]))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX")
+def test_a_gradient_on_jax():
+    import jax
+
+    with pytest.raises(ValueError, match="root.* cannot be differentiated"):
+        jax.grad(lambda x: root(2 * x).sum())(tensor([1, 4]))
+
+
 def test_an_exception_of_a_kernel_reaches_the_caller():
     calls = [root]
     message = "Below 0"

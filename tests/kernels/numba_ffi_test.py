@@ -297,7 +297,7 @@ def test_variables_are_overwritten_on_tensorflow():
     written.append(address_of(step()))
     assert written[1] == read == written[2]
     assert x.numpy().tolist() == [4] * 1000
-    with pytest.raises(LookupError, match="gradient"):
+    with pytest.raises(RuntimeError, match="'increment' has no derivative"):
         with tf.GradientTape() as tape:
             y = increment(x)[0]
         tape.gradient(y, x)
@@ -317,6 +317,7 @@ def test_a_graph_may_be_the_first_to_compile():
     assert numpy(twice(tf.ones(3))).tolist() == [2, 2, 2]
 
 
+@pytest.mark.quick
 @each_mode
 def test_steps_of_a_loop(mode):
     """As an optimizer does: the state goes through a compiled loop."""

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from keras_efficient.kernels import policy
-from keras_efficient.kernels.ffi import tensors
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import MicroAdamState
-from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
-from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps
+from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
+from keras_efficient.ops.adam_step import adam_biases
+from keras_efficient.ops.dispatch import Row
+from keras_efficient.ops.dispatch import do_steps
+from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
 from keras_efficient.ops.quantize_8bit import is_along_last
 from keras_efficient.ops.quantize_8bit import scale_shape
 
@@ -27,7 +29,6 @@ SHAPES = [
 ]
 RATE, BLOCK, BUCKET, WINDOW, K = 0.01, 256, 64, 3, 3
 BETAS = 0.9, 1 - 0.9, 0.999, 1 - 0.999
-BIASES = [torch.tensor(0.19), torch.tensor(0.0019)]
 
 
 class Adam8bit:
@@ -44,9 +45,9 @@ class Adam8bit:
 
     @staticmethod
     def many(parameters, gradients, states, step, seeds):
-        return fused_adam_8bit_steps(
-            *(parameters, gradients, states, RATE, step, seeds), biases=BIASES
-        )
+        arguments = Adam8bitArguments(learning_rate=RATE, step=step)
+        rows = list(map(Row, parameters, states, gradients, seeds))
+        return do_steps(rows, arguments)
 
     @staticmethod
     def one(parameter, gradient, state, step, seed):
@@ -56,9 +57,8 @@ class Adam8bit:
         rows = math.prod(shape[:-1]) if is_along_last(shape) else 1
         options = np.array([*BETAS, 1e-7], "float32")
         adam_8bit(
-            *(tensors.as_matrix(x, rows) for x in (parameter, *state)),
-            tensors.as_matrix(gradient, rows),
-            *(RATE, *BIASES, step, options, seed, False),
+            *(x.reshape(rows, -1) for x in (parameter, *state, gradient)),
+            *(RATE, *adam_biases(step, 0.9, 0.999), step, options, seed, False),
         )
 
 
@@ -82,9 +82,16 @@ class MicroAdam:
 
     @staticmethod
     def many(parameters, gradients, states, step, seeds):
-        return fused_micro_adam_steps(
-            *(parameters, gradients, states, RATE, step, seeds), biases=BIASES
+        arguments = MicroAdamArguments(
+            learning_rate=RATE,
+            step=step,
+            window=WINDOW,
+            k=K,
+            block_size=BLOCK,
+            bucket_size=BUCKET,
         )
+        rows = list(map(Row, parameters, states, gradients, seeds))
+        return do_steps(rows, arguments)
 
     @staticmethod
     def one(parameter, gradient, state, step, seed):
@@ -93,7 +100,17 @@ class MicroAdam:
         options = np.array([*BETAS, 1e-7, 0.4, 1 - 0.4], "float32")
         micro_adam(
             *(parameter.reshape(1, -1), *state, gradient.reshape(1, -1)),
-            *(RATE, *BIASES, step, options, BLOCK, seed, True, True, False),
+            *(
+                RATE,
+                *adam_biases(step, 0.9, 0.999),
+                step,
+                options,
+                BLOCK,
+                seed,
+                True,
+                True,
+                False,
+            ),
         )
 
 

@@ -11,10 +11,10 @@ from keras import ops
 from keras_efficient import config
 from keras_efficient.kernels import policy
 from keras_efficient.ops import MicroAdamState
+from keras_efficient.ops import dispatch
 from keras_efficient.ops import micro_adam_step
-from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps
+from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
 from keras_efficient.optimizers import MicroAdam
-from keras_efficient.optimizers import micro_adam as micro_adam_module
 from tests.optimizers.table import check_close
 from tests.optimizers.table import normal
 
@@ -85,11 +85,22 @@ def portable(parameter, gradient, state, step, **options):
     return parameter - ops.cast(0.01 * u, parameter.dtype), *state
 
 
-def fused(parameter, gradient, state, step, seed=0, **options):
-    state = MicroAdamState(*state)
-    (results,) = fused_micro_adam_steps(
-        [parameter], [gradient], [state], 0.01, step, [seed], **options
+def do_step(parameter, gradient, state, step, layout, seed=0, **options):
+    arguments = MicroAdamArguments(
+        learning_rate=0.01,
+        step=step,
+        window=layout.window,
+        k=layout.k,
+        bucket_size=layout.bucket,
+        **{"block_size": layout.block, **options},
     )
+    row = dispatch.Row(parameter, tuple(state), gradient, seed)
+    (results,) = dispatch.do_steps([row], arguments)
+    return results
+
+
+def fused(*args, layout=SMALL, **options):
+    results = do_step(*args, layout=layout, **options)
     assert results is not None
     return results
 
@@ -147,7 +158,7 @@ def test_equals_the_portable_form(shape, layout, value_dtype, dtype, options):
 
     @compiled
     def actual_fn(parameter, gradient, state, step):
-        return fused(parameter, gradient, state, step, **options)
+        return fused(parameter, gradient, state, step, layout=layout, **options)
 
     parameter = ops.convert_to_tensor(normal(*shape), dtype)
     state = zero_state(math.prod(shape), layout, value_dtype)
@@ -178,6 +189,7 @@ def test_eager_and_graph(is_graph):
         check_close(to_numpy(actual), to_numpy(expected), 1e-4, outliers=1e-2)
 
 
+@pytest.mark.quick
 def test_equal_magnitudes_are_taken_in_order():
     gradient = ops.convert_to_tensor(normal(1)[0] * np.tile([1, -1], 150))
     gradient = ops.cast(gradient, FLOAT32)
@@ -216,9 +228,7 @@ def test_threads_change_nothing():
 def test_what_no_kernel_serves():
     def run(size, dtype):
         x = ops.zeros((size,), dtype)
-        state = MicroAdamState(*zero_state(size, SMALL, BFLOAT16))
-        (result,) = fused_micro_adam_steps([x], [x], [state], 0.01, 1, [0])
-        return result
+        return do_step(x, x, zero_state(size, SMALL, BFLOAT16), 1, SMALL)
 
     assert run(0, FLOAT32) is None
     assert run(256, "float16") is None
@@ -260,12 +270,14 @@ def test_fit_with_and_without_kernels(jit_compile, monkeypatch):
     # after some more steps such entries are no longer few.
     served = []
 
-    def spy(*args, **kwargs):
-        results = fused_micro_adam_steps(*args, **kwargs)
+    do_steps = dispatch.do_steps
+
+    def spy(*args):
+        results = do_steps(*args)
         served.extend(result is not None for result in results)
         return results
 
-    monkeypatch.setattr(micro_adam_module, "fused_micro_adam_steps", spy)
+    monkeypatch.setattr(dispatch, "do_steps", spy)
     losses, weights = fit("auto", jit_compile)
     assert served and all(served)
     served.clear()

@@ -13,7 +13,6 @@ MAY_IMPORT = {
     "cpu": {"cpu", "ffi", "policy"},
     "gpu": {"gpu", "ffi", "policy"},
     "policy": {"ffi"},
-    "torch_table": {"policy"},
     "__init__": {"ffi"},
 }
 COMPILERS = {"numba": {"ffi", "cpu"}, "triton": {"gpu"}}

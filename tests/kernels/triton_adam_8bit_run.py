@@ -22,7 +22,9 @@ from keras_efficient.kernels.gpu import adam_8bit as triton_adam_8bit
 from keras_efficient.kernels.gpu.table import alignment_of
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
-from keras_efficient.ops.fused_adam_8bit_steps import fused_adam_8bit_steps
+from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
+from keras_efficient.ops.dispatch import Row
+from keras_efficient.ops.dispatch import do_steps
 from keras_efficient.ops.quantize_8bit import scale_shape
 
 SHAPES = [
@@ -51,6 +53,14 @@ def zero_state(shape, device):
     ]
 
 
+def fused_steps(parameters, gradients, states, step):
+    seeds = range(len(parameters))
+    return do_steps(
+        list(map(Row, parameters, states, gradients, seeds)),
+        Adam8bitArguments(learning_rate=RATE, step=step),
+    )
+
+
 def check(dtype, gradient_dtype, device):
     """Compare with the portable form, which steps one after another."""
     rng = np.random.default_rng(0)
@@ -67,9 +77,7 @@ def check(dtype, gradient_dtype, device):
             for shape in SHAPES
         ]
         gradients[-1] = gradients[-1].T.contiguous().T
-        results = fused_adam_8bit_steps(
-            fused, gradients, others, RATE, step, list(range(len(SHAPES)))
-        )
+        results = fused_steps(fused, gradients, others, step)
         assert None not in results
         for i, gradient in enumerate(gradients):
             update, states[i] = adam_8bit_step(
@@ -98,11 +106,8 @@ def check_launches(device):
 
     triton_adam_8bit.adam_8bit_kernel = Counter()
     shapes = [(64,), (4, 4096), (96, 32)]
-    fused_adam_8bit_steps(
-        *([torch.ones(shape, device=device) for shape in shapes],) * 2,
-        [zero_state(shape, device) for shape in shapes],
-        *(RATE, 1, [0, 1, 2]),
-    )
+    ones = [torch.ones(shape, device=device) for shape in shapes]
+    fused_steps(ones, ones, [zero_state(shape, device) for shape in shapes], 1)
     triton_adam_8bit.adam_8bit_kernel = kernel
     assert launches == [(1 + 16 + 3,)]
 
@@ -117,9 +122,7 @@ def check_odd_addresses(device):
             for x in (torch.zeros(64), *zero_state((64,), "cpu"))
         ]
         gradient = torch.linspace(-1, 1, 64, device=device)
-        fused_adam_8bit_steps(
-            *([tensors[0]], [gradient], [tensors[1:]], RATE, 1, [0])
-        )
+        fused_steps([tensors[0]], [gradient], [tensors[1:]], 1)
         results.append(tensors)
     for x, y in zip(*results):
         assert x.abs().sum() > 0 and torch.equal(x, y)

@@ -32,6 +32,7 @@ def run(what):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.quick
 def test_same_as_portable():
     run("interpret")
 

@@ -21,7 +21,9 @@ from keras_efficient.kernels.gpu import micro_adam as triton_micro_adam
 from keras_efficient.kernels.gpu import window as triton_window
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
-from keras_efficient.ops.fused_micro_adam_steps import fused_micro_adam_steps
+from keras_efficient.ops.dispatch import Row
+from keras_efficient.ops.dispatch import do_steps
+from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
 
 RATE = 0.01
 STOCHASTIC = ("stochastic", "window")
@@ -71,14 +73,20 @@ def zero_state(size, block_size, bucket_size, window, k, values, device):
 
 
 def fused(parameters, gradients, states, step, block_size, choices):
-    states = [MicroAdamState(*state) for state in states]
-    results = fused_micro_adam_steps(
-        *(parameters, gradients, states, RATE, step, range(len(states))),
+    window, _, k = states[0][0].shape
+    arguments = MicroAdamArguments(
+        learning_rate=RATE,
+        step=step,
+        window=window,
+        k=k,
         block_size=block_size,
+        bucket_size=2 * states[0][3].shape[1],
         rounding=choices[0],
         bias_correction=choices[1],
     )
-    assert None not in results
+    seeds = range(len(states))
+    rows = list(map(Row, parameters, states, gradients, seeds))
+    assert None not in do_steps(rows, arguments)
 
 
 def check(case, dtype, device):
@@ -136,7 +144,8 @@ def check_launches(device):
         setattr(triton_micro_adam, name, Counter(name, kernel))
     sizes = [300, 5000, 64]
     fused(
-        *([torch.ones(size, device=device) for size in sizes],) * 2,
+        [torch.ones(size, device=device) for size in sizes],
+        [torch.ones(size, device=device) for size in sizes],
         [
             zero_state(size, 256, 64, 3, 3, torch.bfloat16, device)
             for size in sizes

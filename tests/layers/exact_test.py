@@ -11,6 +11,7 @@ from keras_efficient.layers import AffineCoupling
 from keras_efficient.layers import MomentumCoupling
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.utils import saved_activation_bytes
+from tests.gradients import LAST
 from tests.gradients import MODES
 from tests.gradients import gradients
 from tests.gradients import to_numpy
@@ -62,9 +63,17 @@ class Spy(layers.Layer):
 
 
 # XLA has no way back to Python on TensorFlow.
-@pytest.mark.parametrize("mode", [m for m in MODES if m != "xla"])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("exact", [True, False])
+SEEN = [mode for mode in MODES if mode != "xla"]
+
+
+@pytest.mark.parametrize(
+    "exact, policy, mode",
+    [
+        *((True, "float32", mode) for mode in SEEN),
+        (True, "mixed_bfloat16", SEEN[-1]),
+        (False, "float32", SEEN[0]),
+    ],
+)
 def test_pitfall_21_reconstruction_is_equal_bit_for_bit(
     exact, policy, mode, request, full_compiler
 ):
@@ -95,8 +104,7 @@ def test_pitfall_21_reconstruction_is_equal_bit_for_bit(
     np.testing.assert_allclose(backward, forward, atol=0.1)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_pitfall_21_gradients_equal_those_of_the_plain_twin(mode):
+def test_pitfall_21_gradients_equal_those_of_the_plain_twin():
     model, plain = twins(
         lambda: [AdditiveCoupling(function(3), function(4)) for _ in range(3)],
         exact=True,
@@ -104,15 +112,17 @@ def test_pitfall_21_gradients_equal_those_of_the_plain_twin(mode):
     results = []
     for m in (model, plain):
         keras.utils.set_random_seed(1)
-        results.append(gradients(m, [batch(16, 8)], mode))
+        results.append(gradients(m, [batch(16, 8)], LAST))
     for ours, theirs in zip(*results):
         assert max(relative_errors(ours, theirs)) < 1e-4
 
 
+# JAX compiles them for long.
+BOUNDS = [("float32", 1e-4), ("mixed_bfloat16", 5e-2)][BACKEND == "jax" :]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "policy, bound", [("float32", 1e-4), ("mixed_bfloat16", 5e-2)]
-)
+@pytest.mark.parametrize("policy, bound", BOUNDS)
 def test_pitfall_10_gradients_at_48_blocks(policy, bound):
     inputs = keras.Input((64,))
     blocks = [block(policy=policy) for _ in range(48)]

@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 from keras_efficient import layers
-from tests.gradients import MODES
+from tests.gradients import LAST
 from tests.gradients import gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* maps")
@@ -141,23 +141,24 @@ def test_convolutions_of_unknown_size():
 )
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("built_for", [None, 7])
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_unknown_sizes_in_a_graph(padding, built_for, jit_compile):
+def test_unknown_sizes_in_a_graph(padding, built_for):
     import tensorflow as tf
 
     layer = layers.InvertibleConv1D(8, 4, 2, padding)
     layer.build((None, built_for, 2))
 
-    @tf.function(
-        jit_compile=jit_compile,
-        input_signature=[tf.TensorSpec((None, None, 8))],
-    )
     def adjoint(y):
         return layer.adjoint(y)
 
+    signature = [tf.TensorSpec((None, None, 8))]
+    graph = tf.function(adjoint, signature)
+    # XLA compiles for each size.
+    by_xla = tf.function(adjoint, signature, jit_compile=True)
     for n in (7, 8, 10, 12):
         y = layer.convolution_op(image((n,)), layer.kernel)
-        close(adjoint(y), layer.adjoint(y))
+        close(graph(y), layer.adjoint(y))
+        if n < 10:
+            close(by_xla(y), layer.adjoint(y))
 
 
 def test_a_dense_layer_and_its_inverse():
@@ -309,14 +310,13 @@ def test_the_inverse_of_an_inverse_is_the_layer():
     close(layers.Inverse(inverse)((inverse(x), x)[1]), dense(x), 0)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_gradients_pass_through_both_directions(mode):
+def test_gradients_pass_through_both_directions():
     model, layer = there_and_back()
     for index, variable in enumerate(model.variables):
         value = array(variable)
         variable.assign(value + 0.1 * random(*value.shape, seed=index))
     x = image((6, 6))
-    (y,), (d_x,), d_variables = gradients(model, [x], mode)
+    (y,), (d_x,), d_variables = gradients(model, [x], LAST)
     close(y, model(x))
 
     def total(x):

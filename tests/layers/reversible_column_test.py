@@ -7,6 +7,7 @@ from keras import ops
 from keras_efficient.layers import ReversibleColumn
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.utils import saved_activation_bytes
+from tests.gradients import LAST
 from tests.gradients import MODES
 from tests.gradients import gradients
 from tests.gradients import to_numpy
@@ -54,10 +55,10 @@ def twins(count=3, **arguments):
         yield keras.Model(inputs, run([inputs]))
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("far", [False, True])
-def test_gradients_equal_those_of_stored_activations(far, mode, float64):
+def test_gradients_equal_those_of_stored_activations(far, float64):
     model, plain = twins(far_feedback=far)
+    mode = LAST if far else MODES[0]
     x = batch(4, 6, dtype="float64")
     for ours, theirs in zip(
         gradients(model, [x], mode), gradients(plain, [x], mode)

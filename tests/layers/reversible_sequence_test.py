@@ -7,6 +7,7 @@ from keras import ops
 from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import ReversibleSequence
 from tests.gradients import MODES
+from tests.gradients import fit_mode
 from tests.gradients import gradient_step
 from tests.gradients import gradients
 from tests.gradients import to_numpy
@@ -18,10 +19,12 @@ from tests.twins import function
 from tests.twins import twins
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("exact", [True, False])
+# `fit` below tries Keras' layers in the other modes.
+@pytest.mark.parametrize(
+    "exact, mode", [(False, MODES[0]), *((True, mode) for mode in MODES)]
+)
 def test_pitfall_05_gradients_and_state_equal_those_of_the_plain_twin(
-    exact, mode, float64
+    exact, mode, float64, full_compiler
 ):
     arguments = (exact_couplings, ExactDense) if exact else ()
     rtol = 1e-10 if exact or keras.config.backend() == "tensorflow" else 1e-3
@@ -48,6 +51,7 @@ def test_pitfall_05_gradients_and_state_equal_those_of_the_plain_twin(
     assert any(moved) and (keras.config.backend() == "torch" or all(moved))
 
 
+@pytest.mark.quick
 def test_gradients_equal_finite_differences(float64):
     def blocks():
         dense = keras.Sequential([ExactDense(5), ExactDense(4)])
@@ -82,18 +86,14 @@ def test_pitfall_09_fit_equals_that_of_the_plain_twin(mode):
     histories, weights = [], []
     x, y = batch(48, 8), batch(48, 3)
     for model in twins():
-        model.compile(
-            keras.optimizers.SGD(0.01),
-            "mse",
-            run_eagerly=mode == "eager",
-            jit_compile=mode in ("jit", "xla"),
-        )
+        model.compile(keras.optimizers.SGD(0.01), "mse", **fit_mode(mode))
         keras.utils.set_random_seed(1)
         history = model.fit(x, y, 16, epochs=3, shuffle=False, verbose=0)
         histories.append(history.history["loss"])
         weights.append(to_numpy(model.weights))
-        assert model.evaluate(x, y, verbose=0) < histories[-1][0]
-        assert model.predict(x, verbose=0).shape == (48, 3)
+        if len(weights) == 1:  # the reversible one
+            assert model.evaluate(x, y, verbose=0) < histories[-1][0]
+            assert model.predict(x, verbose=0).shape == (48, 3)
     np.testing.assert_allclose(*histories, rtol=1e-4)
     for a, b in zip(*weights):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)

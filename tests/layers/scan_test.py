@@ -10,7 +10,6 @@ from keras import layers
 from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.utils import saved_activation_bytes
-from tests.gradients import MODES
 from tests.gradients import gradient_step
 from tests.gradients import gradients
 from tests.gradients import to_numpy
@@ -33,14 +32,14 @@ def build(depth, norm=layers.BatchNormalization, **arguments):
     return keras.Model(inputs, layers.Dense(3)(run(inputs)))
 
 
+# Only JAX has the loop: elsewhere `scan` changes nothing, in any mode.
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-def test_gradients_state_and_losses_equal_those_without(mode, exact):
+def test_gradients_state_and_losses_equal_those_without(exact):
     found = []
     for scan in (True, False):
         model = build(4, scan=scan, exact=exact)
         keras.utils.set_random_seed(1)
-        step = gradient_step(model, mode)
+        step = gradient_step(model)
         for _ in range(2):
             parts = step([batch(16, 8)])
         found.append((*parts, to_numpy(model.non_trainable_variables)))
@@ -89,12 +88,12 @@ def test_compile_time_and_bytes_kept_do_not_grow_with_depth():
         return kept, time.process_time() - start
 
     measure(2, scan=True)
-    kept, seconds = zip(*[measure(d, scan=True) for d in (4, 32)])
-    plain_kept, _ = zip(*[measure(d, reversible=False) for d in (4, 32)])
-    _, unrolled_seconds = zip(*[measure(d) for d in (4, 32)])
+    kept, seconds = zip(*[measure(d, scan=True) for d in (4, 16)])
+    plain_kept, _ = zip(*[measure(d, reversible=False) for d in (4, 16)])
+    _, unrolled_seconds = zip(*[measure(d) for d in (4, 16)])
     assert plain_kept[1] > 3 * plain_kept[0]
     assert kept[1] - kept[0] < 0.02 * (plain_kept[1] - plain_kept[0])
-    # Reading 8 times as many variables takes some time; compiling does not.
+    # Reading 4 times as many variables takes some time; compiling does not.
     growth = seconds[1] - seconds[0]
     assert growth < 0.25 * (unrolled_seconds[1] - unrolled_seconds[0])
 

@@ -6,20 +6,14 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient import layers
 from keras_efficient import models
-from keras_efficient.autodiff.functional_call import values
+from keras_efficient.autodiff.record import values
 from keras_efficient.models.unpaired_batches import UnpairedBatches
+from tests.gradients import LAST
+from tests.gradients import MODES
+from tests.gradients import fit_mode
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* maps")
 
-MODES = {
-    "jax": [{"jit_compile": True}],
-    "torch": [{}],
-    "tensorflow": [
-        {"run_eagerly": True},
-        {"jit_compile": False},
-        {"jit_compile": True},
-    ],
-}[keras.config.backend()]
 LOGS = {"loss", "generator_loss", "discriminator_loss", "cycle_error"}
 
 
@@ -54,12 +48,13 @@ def translator(discriminator=lambda: models.PatchDiscriminator((4,)), **kwargs):
     )
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-def test_fit(mode):
+def test_fit():
     """Unpaired images of different numbers; everything learns."""
     model = translator()
     model.compile(
-        keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.01), **mode
+        keras.optimizers.Adam(0.01),
+        keras.optimizers.Adam(0.01),
+        **fit_mode(LAST),
     )
     model.build((None, 4, 4, 3))
     before = arrays(model.trainable_variables)
@@ -131,10 +126,12 @@ def separate_gradients(model, a, b):
     return variables + judge_b.trainable_variables, found
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
 def test_each_variable_steps_by_the_gradient_of_its_own_loss(mode):
     model = translator(cycle_weight=3.0)
-    model.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.1), **mode)
+    model.compile(
+        keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.1), **fit_mode(mode)
+    )
     model.build((None, 4, 4, 3))
     a, b = random(3, 4, 4, 3), random(3, 4, 4, 3, seed=1)
     model.train_on_batch(a, b)  # gradients must not add up over steps
@@ -222,6 +219,7 @@ def test_half_the_parameters_of_two_generators():
     assert weights == model.generator.count_params() + judges
 
 
+@pytest.mark.quick
 def test_saving_and_going_on(tmp_path):
     a, b = random(4, 4, 4, 3), random(4, 4, 4, 3, seed=1)
     model = translator(cycle_weight=3.0)

@@ -6,14 +6,13 @@ from keras import ops
 from keras_efficient import layers
 from keras_efficient import metrics
 from keras_efficient import models
+from tests.gradients import LAST
+from tests.gradients import fit_mode
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* maps")
 
 # Singular values of 1/2.
 HALF = keras.initializers.Orthogonal(0.5, seed=1)
-COMPILED = {"jax": [True], "torch": [False], "tensorflow": [False, True]}[
-    keras.config.backend()
-]
 
 
 def random(*shape, seed=0):
@@ -54,11 +53,10 @@ def errors(model, n):
     ]
 
 
-@pytest.mark.parametrize("jit_compile", COMPILED)
-def test_fit_drives_the_weights_to_orthonormality(jit_compile):
+def test_fit_drives_the_weights_to_orthonormality():
     model = dense(6, 6, kernel_initializer=HALF)
     x = random(128, 6)
-    model.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=jit_compile)
+    model.compile(keras.optimizers.Adam(0.01), "mse", **fit_mode(LAST))
     model.build(x.shape)
     before = errors(model, 6)
     history = model.fit(x, epochs=20, batch_size=8, verbose=0)
@@ -75,15 +73,13 @@ def test_fit_drives_the_weights_to_orthonormality(jit_compile):
     np.testing.assert_allclose(model.evaluate(x, x, verbose=0), loss)
 
 
-@pytest.mark.parametrize("jit_compile", COMPILED)
-def test_a_convolutional_autoencoder_trains(jit_compile):
+def test_a_convolutional_autoencoder_trains():
     model = convolutional()
     x = random(8, 7, 9, 1)
     model.compile(
         keras.optimizers.Adam(0.01),
         "mse",
         metrics=["mae"],
-        jit_compile=jit_compile,
     )
     history = model.fit(x, epochs=10, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]

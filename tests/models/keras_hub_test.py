@@ -9,11 +9,11 @@ import pytest
 
 from keras_efficient import models
 from keras_efficient.utils import saved_activation_bytes
-from tests.gradients import MODES
 from tests.gradients import gradients
 from tests.gradients import to_numpy
 from tests.layers.reversible_transformer_test import fill
 from tests.layers.reversible_transformer_test import scatter
+from tests.marks import once
 from tests.package_test import FILES
 from tests.package_test import imports
 from tests.twins import batch
@@ -211,8 +211,7 @@ def test_less_momentum_is_closer_to_the_original(build):
     assert distances == sorted(distances)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_gradients_of_a_converted_backbone_equal_those_of_its_twin(mode):
+def test_gradients_of_a_converted_backbone_equal_those_of_its_twin():
     backbone = gpt2()
     fill(backbone)
     results = []
@@ -222,12 +221,13 @@ def test_gradients_of_a_converted_backbone_equal_those_of_its_twin(mode):
         inputs = [keras.Input((7, 8)), keras.Input((7, 8))]
         model = keras.Model(inputs, run(inputs))
         streams = [batch(2, 7, 8), batch(2, 7, 8)[::-1]]
-        results.append(gradients(model, streams, mode))
+        results.append(gradients(model, streams))
     for ours, theirs in zip(*results):
         assert max(relative_errors(ours, theirs)) < 1e-4
     assert len(results[0][2]) == 2 * 16
 
 
+@once  # on each backend tests of runs ask
 def test_bytes_kept_by_a_converted_backbone_do_not_grow_with_depth():
     inputs = {name: np.ones((64, 7), "int32") for name in FULL}
     few, many, plain_few, plain_many = (

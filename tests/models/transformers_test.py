@@ -6,12 +6,14 @@ import pytest
 
 from keras_efficient import models
 from keras_efficient.utils import saved_activation_bytes
-from tests.gradients import MODES
+from tests.gradients import LAST
+from tests.gradients import fit_mode
 from tests.gradients import gradients
 from tests.gradients import to_numpy
 from tests.layers.reversible_transformer_test import Reference
 from tests.layers.reversible_transformer_test import fill
 from tests.layers.reversible_transformer_test import scatter
+from tests.marks import once
 from tests.twins import batch
 from tests.twins import relative_errors
 
@@ -91,20 +93,18 @@ def test_blocks_of_a_vit_are_inverted():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_gradients_of_a_vit_equal_those_of_the_plain_twin(mode):
+def test_gradients_of_a_vit_equal_those_of_the_plain_twin():
     results = []
     for reversible in (True, False):
         model = vit(reversible, dropout=0.2)
         fill(model)
         keras.utils.set_random_seed(1)
-        results.append(gradients(model, [batch(2, 4, 6, 3)], mode))
+        results.append(gradients(model, [batch(2, 4, 6, 3)]))
     for ours, theirs in zip(*results):
         assert max(relative_errors(ours, theirs)) < 1e-4
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_fit_of_a_language_model_equals_that_of_the_plain_twin(mode):
+def test_fit_of_a_language_model_equals_that_of_the_plain_twin():
     histories, weights = [], []
     tokens = np.random.default_rng(0).integers(0, 11, (48, 7))
     for reversible in (True, False):
@@ -113,8 +113,7 @@ def test_fit_of_a_language_model_equals_that_of_the_plain_twin(mode):
         model.compile(
             keras.optimizers.SGD(0.1, momentum=0.9),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            run_eagerly=mode == "eager",
-            jit_compile=mode in ("jit", "xla"),
+            **fit_mode(LAST),
         )
         keras.utils.set_random_seed(1)
         history = model.fit(
@@ -138,6 +137,7 @@ INPUTS = {
 }
 
 
+@once  # on each backend tests of runs ask
 @pytest.mark.parametrize("build", INPUTS, ids=lambda f: f.__name__)
 def test_bytes_kept_do_not_grow_with_depth(build):
     few, many, plain_few, plain_many = (
@@ -218,6 +218,7 @@ def test_features_of_a_vit(pooling):
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
+@once
 def test_vit_sizes(build, parameters, monkeypatch):
     zeros = keras.initializers.Zeros()  # large models: no random numbers
     for name in ("GlorotUniform", "TruncatedNormal"):

@@ -16,6 +16,7 @@ from tests.optimizers.table import make
 from tests.optimizers.table import make_gradients
 from tests.optimizers.table import make_variables
 from tests.optimizers.table import normal
+from tests.optimizers.table import plain_stepper
 from tests.optimizers.table import state_of
 from tests.optimizers.table import stepper
 from tests.optimizers.table import to_numpy
@@ -27,16 +28,15 @@ def check_finite(*tensors):
 
 
 @each_optimizer
-@pytest.mark.parametrize("everywhere", [False, True])
-def test_faulty_gradients_never_enter_the_state(name, everywhere):
+def test_faulty_gradients_never_enter_the_state(name):
     variables = [make_variables(), make_variables()]
     optimizers = [make(name), make(name)]
     steppers = [stepper(*pair) for pair in zip(optimizers, variables)]
-    for step in range(4):
+    for step in range(6):
         faulty, clean = make_gradients(step), make_gradients(step)
-        if step == 1:
+        if step in (1, 3):
             # one tensor only: the other ones go on
-            places = slice(None) if everywhere else slice(None, None, 7)
+            places = slice(None, None, 7) if step == 1 else slice(None)
             faulty[0][places], clean[0][places] = np.nan, 0.0
             faulty[0][:1], clean[0][:1] = np.inf, 0.0
         check_equal(steppers[0](faulty), steppers[1](clean))
@@ -46,8 +46,7 @@ def test_faulty_gradients_never_enter_the_state(name, everywhere):
 
 @each_optimizer
 def test_zero_gradients_move_nothing(name):
-    variables = make_variables()
-    step_fn = stepper(make(name), variables)
+    step_fn, variables = plain_stepper(name)
     for _ in range(3):
         step_fn(make_gradients(0, scale=0.0))
     check_equal(variables, make_variables())

@@ -44,13 +44,18 @@ def test_state_takes_less_than_a_byte_a_parameter(shape):
     assert total <= limit * math.prod(shape)
 
 
-@pytest.mark.parametrize("block_size, dtype", [(256, "uint8"), (320, "int16")])
-def test_state_dtypes(block_size, dtype):
+@pytest.mark.parametrize(
+    "block_size, dtype, entries",
+    [(256, "uint8", (10, 16, 3)), (320, "int16", (10, 13, 4))],
+)
+def test_state_shapes_and_dtypes(block_size, dtype, entries):
+    """A hundredth of each block, rounded up, ten times."""
     optimizer = MicroAdam(block_size=block_size)
     optimizer.build([make_variable()])
-    dtypes = [v.dtype for v in state_of(optimizer)]
+    state = state_of(optimizer)
     expected = ["bfloat16", "int32", "uint8", "bfloat16", "bfloat16", "float32"]
-    assert dtypes == [dtype, *expected]
+    assert [v.dtype for v in state] == [dtype, *expected]
+    assert [tuple(v.shape) for v in state[:2]] == [entries] * 2
 
 
 def test_equals_adam_when_everything_enters_the_window():

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.compilers import ENVIRONMENT
+from tests.compilers import optimize_less
 from tests.optimizers import resumed_run
 from tests.optimizers.table import BACKEND
 from tests.optimizers.table import TABLE
@@ -28,6 +30,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def in_one_piece(folder):
     """What each optimizer comes to without a break, by name."""
+    if BACKEND == "jax":  # as in the processes that take up the runs
+        optimize_less(True)
     return {name: resumed_run.start(name, folder) for name in TABLE}
 
 
@@ -49,7 +53,12 @@ def finish(in_one_piece, folder):
 def take_up(folder, backend, sources):
     result = subprocess.run(
         [sys.executable, resumed_run.__file__, folder, *sources],
-        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": str(ROOT),
+            **ENVIRONMENT,
+        },
         capture_output=True,
         text=True,
         timeout=300,

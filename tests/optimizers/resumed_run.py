@@ -49,7 +49,8 @@ def make_model(name, seed=0):
     x = keras.layers.Dense(128, "tanh", name="large")(x)
     x = keras.layers.Dense(4, use_bias=False, name="small")(x)
     model = keras.Model(inputs, x)
-    model.compile(TABLE[name].cls(TABLE[name].rate), "mse")
+    optimizer = TABLE[name].cls(TABLE[name].rate)
+    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
     return model
 
 
@@ -124,9 +125,8 @@ def finish(name, folder, sources):
     results = {}
     if "keras" in sources:
         model = keras.models.load_model(folder / f"{name}.keras")
-        if BACKEND == "torch":
-            # A file of another backend asks for what takes minutes here.
-            model.jit_compile = False
+        # A file of another backend may ask for what takes minutes here.
+        model.jit_compile = BACKEND == "jax"
         results["half"] = values(model)
         results["losses"] = {"": train_on_batches(model)}
         results["whole"] = values(model)

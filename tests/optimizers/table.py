@@ -107,6 +107,23 @@ def stepper(optimizer, variables):
     return run
 
 
+@functools.cache
+def _plain(name):
+    variables, optimizer = make_variables(), make(name)
+    run = stepper(optimizer, variables)
+    everything = [*variables, *optimizer.variables]
+    return run, variables, everything, [ops.copy(v) for v in everything]
+
+
+def plain_stepper(name):
+    """Return what `stepper` does for the optimizer without options, and its
+    variables, at their start; it is compiled once for all tests."""
+    run, variables, everything, start = _plain(name)
+    for variable, value in zip(everything, start, strict=True):
+        variable.assign(value)
+    return run, variables
+
+
 def _compiled_apply(optimizer, variables):
     def apply(gradients):
         optimizer.apply(gradients, variables)

@@ -8,6 +8,7 @@ from keras import layers
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.autodiff.plain_run import plain_run
 from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import InvertibleDense
 from keras_efficient.layers import InvertibleDownsampling1D
@@ -239,7 +240,7 @@ def test_parameters_of_modules_are_measured():
         before = {k: v.clone() for k, v in run.state_dict().items()}
         plain, _ = backend.leaf_gradients(
             run,
-            lambda x: run._run_plainly(x, {}, {"training": True}, -1),
+            lambda x: plain_run([*run.blocks], x, {}, training=True, axis=-1),
             ops.convert_to_tensor(batch(16, 8)),
         )
         assert len(plain) == number

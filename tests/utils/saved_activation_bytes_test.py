@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 from keras import layers
 from keras import ops
 
@@ -63,6 +64,7 @@ def test_grows_with_the_batch():
     assert 3.5 < large / small < 4.5
 
 
+@pytest.mark.quick
 def test_is_smaller_for_a_reversible_model():
     x = batch(2048, 64)
     reversible, plain = (saved_activation_bytes(build(r), x) for r in (1, 0))

@@ -21,9 +21,17 @@ from benchmarks import comparison
 
 TASKS = ("digits", "text")
 OPTIMIZERS = (
-    *("Adam", "Lion", "Adafactor", "Muon"),
-    *("MicroAdam", "Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
-    *("LDAdam", "SinkGD"),
+    "Adam",
+    "Lion",
+    "Adafactor",
+    "Muon",
+    "MicroAdam",
+    "Adam8bit",
+    "AdamW8bit",
+    "Lion8bit",
+    "SGD8bit",
+    "LDAdam",
+    "SinkGD",
 )
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
@@ -53,12 +61,14 @@ def tabulate(task, runs):
         table.add_row(
             run["optimizer"],
             f"{run['rate']:g}",
-            *(
-                f"{run[key]['mean']:.4f} ± {run[key]['deviation']:.4f}"
-                for key in ("training", "validation")
-            ),
+            form(run["training"]),
+            form(run["validation"]),
             f"{at_rate:.4f}" if at_rate else "",
             f"{run['bytes']:.3f}",
             f"{run['milliseconds']:.1f}",
         )
     return table
+
+
+def form(error):
+    return f"{error['mean']:.4f} ± {error['deviation']:.4f}"

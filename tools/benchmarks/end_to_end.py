@@ -51,8 +51,12 @@ NETWORKS = {  # smallest depth and width, and the steps that they grow in
 }
 GOALS = {"deepest": "depth", "largest": "width"}
 CONTENDERS = (
-    *("plain", "keras.remat", "Recompute"),
-    *("reversible", "reversible, MicroAdam", "PyTorch"),
+    "plain",
+    "keras.remat",
+    "Recompute",
+    "reversible",
+    "reversible, MicroAdam",
+    "PyTorch",
 )
 EXAMPLES_A_GIB = 64
 # So that what is freed goes back to the system, and the peak is one.

@@ -10,64 +10,23 @@ import numpy as np
 from keras import layers
 from keras import ops
 
-import keras_efficient
 from benchmarks import real_tasks
-from benchmarks.reversible_worker import Remat
+from benchmarks.blocks import attention_and_feed_forward
+from benchmarks.blocks import channel_axis
+from benchmarks.blocks import run_of_blocks
 
 CONTEXT = 128  # characters
 EDGE = 64  # pixels
 NOISE = 0.1  # standard deviation, where colors are 0 to 1
 HEAD_WIDTH = 32
-
-
-class CausalAttention(layers.Layer):
-    def __init__(self, width):
-        super().__init__()
-        self.norm = layers.LayerNormalization()
-        self.attention = layers.MultiHeadAttention(
-            width // HEAD_WIDTH, HEAD_WIDTH
-        )
-
-    def build(self, shape):
-        self.norm.build(shape)
-        self.attention.build(shape, shape)
-
-    def call(self, x):
-        x = self.norm(x)
-        return self.attention(x, x, use_causal_mask=True)
-
-
-class PlainBlock(layers.Layer):
-    def __init__(self, f, g):
-        super().__init__()
-        self.f, self.g = f, g
-
-    def build(self, shape):
-        self.f.build(shape)
-        self.g.build(shape)
-
-    def call(self, x, training=None):
-        x = x + self.f(x, training=training)
-        return x + self.g(x, training=training)
-
-    def compute_output_shape(self, shape):
-        return shape
-
-
-def attention_and_feed_forward(width):
-    feed_forward = [
-        layers.LayerNormalization(),
-        layers.Dense(4 * width, activation="gelu"),
-        layers.Dense(width),
-    ]
-    return CausalAttention(width), keras.Sequential(feed_forward)
+LEARNING_RATE = 1e-3
 
 
 def two_convolutions(width):
     def convolution():
         return keras.Sequential(
             [
-                layers.BatchNormalization(axis=_channels()),
+                layers.BatchNormalization(axis=channel_axis()),
                 layers.ReLU(),
                 layers.Conv2D(width, 3, padding="same"),
             ]
@@ -82,7 +41,9 @@ def transformer(contender, depth, width):
     places = ops.ones_like(tokens) * ops.arange(CONTEXT)
     x = layers.Embedding(128, width)(tokens)
     x = x + layers.Embedding(CONTEXT, width)(places)
-    pairs = [attention_and_feed_forward(width) for _ in range(depth)]
+    pairs = [
+        attention_and_feed_forward(width, HEAD_WIDTH) for _ in range(depth)
+    ]
     x = layers.LayerNormalization()(run_of_blocks(contender, pairs, x))
     return keras.Model(tokens, layers.Dense(128)(x))
 
@@ -90,38 +51,15 @@ def transformer(contender, depth, width):
 def convolutional(contender, depth, width):
     """Return a model from noisy patches to clean ones."""
     shape = [EDGE, EDGE]
-    shape.insert(0 if _channels() == 1 else 2, 3)
+    shape.insert(0 if channel_axis() == 1 else 2, 3)
     noisy = keras.Input(shape)
     x = layers.Conv2D(width, 3, padding="same")(noisy)
     pairs = [two_convolutions(width) for _ in range(depth)]
-    x = layers.BatchNormalization(axis=_channels())(
+    x = layers.BatchNormalization(axis=channel_axis())(
         run_of_blocks(contender, pairs, x)
     )
     x = layers.Conv2D(3, 3, padding="same")(layers.ReLU()(x))
     return keras.Model(noisy, noisy + x)
-
-
-def run_of_blocks(contender, pairs, x):
-    if contender.startswith("reversible"):
-        blocks = [
-            keras_efficient.layers.AdditiveCoupling(f, g, axis=_channels())
-            for f, g in pairs
-        ]
-        # As a loop, convolutions take XLA many times as long on a CPU.
-        scan = keras.config.backend() == "jax" and len(x.shape) == 3
-        run = keras_efficient.layers.ReversibleSequence(blocks, scan=scan)
-        return layers.Average()(run([x, x]))
-    blocks = [PlainBlock(f, g) for f, g in pairs]
-    if contender == "Recompute":
-        return keras_efficient.layers.Recompute(blocks)(x)
-    for block in blocks:
-        x = (Remat(block) if contender == "keras.remat" else block)(x)
-    return x
-
-
-def _channels():
-    first = keras.config.image_data_format() == "channels_first"
-    return 1 if first else -1
 
 
 def text_batches(batch_size):
@@ -149,7 +87,7 @@ def photograph_batches(batch_size):
 
     while True:
         y = np.stack([patch() for _ in range(batch_size)])
-        y = np.moveaxis(y, -1, 1) if _channels() == 1 else y
+        y = np.moveaxis(y, -1, 1) if channel_axis() == 1 else y
         x = y + rng.normal(0, NOISE, y.shape)
         yield x.astype("float32"), y
 

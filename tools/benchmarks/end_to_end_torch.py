@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.end_to_end_networks import CONTEXT
 from benchmarks.end_to_end_networks import HEAD_WIDTH
-from benchmarks.end_to_end_worker import LEARNING_RATE
+from benchmarks.end_to_end_networks import LEARNING_RATE
 
 
 class CausalAttention(nn.Module):
@@ -41,25 +41,25 @@ class Block(nn.Module):
         return checkpoint(self.residuals, x, use_reentrant=False)
 
 
+def feed_forward(width):
+    return nn.Sequential(
+        nn.LayerNorm(width, eps=1e-3),
+        nn.Linear(width, 4 * width),
+        nn.GELU(),
+        nn.Linear(4 * width, width),
+    )
+
+
 class Transformer(nn.Module):
     def __init__(self, depth, width):
         super().__init__()
         self.tokens = nn.Embedding(128, width)
         self.places = nn.Embedding(CONTEXT, width)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    CausalAttention(width),
-                    nn.Sequential(
-                        nn.LayerNorm(width, eps=1e-3),
-                        nn.Linear(width, 4 * width),
-                        nn.GELU(),
-                        nn.Linear(4 * width, width),
-                    ),
-                )
-                for _ in range(depth)
-            )
-        )
+        blocks = [
+            Block(CausalAttention(width), feed_forward(width))
+            for _ in range(depth)
+        ]
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(
             nn.LayerNorm(width, eps=1e-3), nn.Linear(width, 128)
         )
@@ -82,10 +82,9 @@ class Convolutional(nn.Module):
                 nn.Conv2d(width, channels, 3, padding=1),
             )
 
+        blocks = [Block(convolution(), convolution()) for _ in range(depth)]
         self.layers = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1),
-            *(Block(convolution(), convolution()) for _ in range(depth)),
-            convolution(3),
+            nn.Conv2d(3, width, 3, padding=1), *blocks, convolution(3)
         )
 
     def forward(self, x):

@@ -6,11 +6,11 @@ import time
 import keras
 
 import keras_efficient
+from benchmarks.end_to_end_networks import LEARNING_RATE
 from benchmarks.end_to_end_networks import NETWORKS
 from keras_efficient.utils import peak_bytes
 from keras_efficient.utils.sizes import bytes_of
 
-LEARNING_RATE = 1e-3
 WARM_UP = 2  # steps that trace and compile
 
 

@@ -25,9 +25,6 @@ JAX: `jax.jit` of `stateless_apply`, with donated buffers. TensorFlow:
 import argparse
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -35,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.optimizers_bounds import tabulate_bounds
+from benchmarks.process import run_worker
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MODES = ("jax", "tensorflow", "tensorflow-xla", "torch")
 WORKLOADS = {"matrices": 20.0, "embedding": 50.0}  # million parameters
 
@@ -91,48 +88,18 @@ def main(options):
 def measure(mode, workload, options):
     """Run one process; return what it found, or `{"error": ...}`."""
     size = options.size or WORKLOADS[workload]
-    words = ["--backend", mode, "--workload", workload, "--size", str(size)]
-    for name in ("device", "dtype", "steps"):
-        words += [f"--{name}", str(getattr(options, name))]
+    words = ["--workload", workload, "--size", str(size)]
+    words += ["--dtype", options.dtype, "--steps", str(options.steps)]
     for name in options.only or ():
         words += ["--only", name]
-    run = {
+    return {
         "backend": mode,
         "workload": workload,
         "device": options.device,
         "dtype": options.dtype,
         "million parameters": size,
+        **run_worker("optimizers", mode, options.device, words),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "result.json")
-        command = [sys.executable, sys.argv[0], "optimizers", *words]
-        process = subprocess.run(
-            [*command, "--worker", str(file)],
-            env=environment(mode, options.device),
-            capture_output=True,
-            text=True,
-        )
-        if process.returncode:
-            lines = process.stderr.strip().splitlines()
-            reason = f"exit code {process.returncode}"
-            return {**run, "error": lines[-1] if lines else reason}
-        return {**run, **json.loads(file.read_text())}
-
-
-def environment(mode, device):
-    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    variables = {
-        **os.environ,
-        "KERAS_BACKEND": mode.partition("-")[0],
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        # Threads that spin after their work take the time of the next one's.
-        "OMP_WAIT_POLICY": "passive",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }
-    if device == "cpu":
-        variables.update(CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
-    return variables
 
 
 def show_notes(console, run):
@@ -166,7 +133,10 @@ def tabulate(runs):
             extra = row["extra bytes"]
             size = run["parameter bytes"]
             table.add_row(
-                *(*where, name, f"{row['median ms']:.1f}"),
+                run["backend"],
+                run["workload"],
+                name,
+                f"{row['median ms']:.1f}",
                 f"{row['ratio']:.2f}",
                 f"{row['state bytes'] / run['parameters']:.2f}",
                 "-" if extra is None else f"{100 * extra / size:.1f}",

@@ -20,6 +20,9 @@ BOUNDS = (
     ("Adam8bit", FUSED, ("torch", "cpu"), 1.5),
     ("MicroAdam", FUSED, ("torch", "cuda"), 1.0),
     ("Adam8bit", FUSED, ("torch", "cuda"), 1.0),
+    # Without a kernel, compiled by XLA.
+    ("MicroAdam", KERAS_ADAM, ("jax", "cuda"), 2.0),
+    ("Adam8bit", KERAS_ADAM, ("jax", "cuda"), 2.0),
 )
 
 

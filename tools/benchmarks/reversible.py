@@ -1,7 +1,8 @@
 """Compare reversible training with plain training: time and bytes kept.
 
-16 additive couplings, of LayerNormalization-Dense-gelu-Dense (`mlp`) or of
-3 x 3 convolutions (`conv`), are trained by SGD on one batch. Each backend and
+16 additive couplings, of LayerNormalization-Dense-gelu-Dense (`mlp`), of 3 x 3
+convolutions (`conv`) or of attention and a feed-forward layer (`transformer`),
+are trained by SGD on one batch. Each backend and
 each kind of block gets its own process; in it the contenders take turns, one
 training step each a round, so that they meet the same weather:
 
@@ -27,18 +28,16 @@ TensorFlow that of the graph, before XLA has a say.
 import argparse
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from benchmarks.process import run_worker
+
 MODES = ("jax", "tensorflow", "tensorflow-xla", "torch")
-KINDS = ("mlp", "conv")
+KINDS = ("mlp", "conv", "transformer")
 TARGET = 1.33  # four evaluations' worth of work instead of three
 
 
@@ -46,7 +45,10 @@ def add_arguments(parser):
     help = "may be repeated; defaults to all"
     parser.add_argument("--backend", choices=MODES, action="append", help=help)
     parser.add_argument("--kind", choices=KINDS, action="append", help=help)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--depth", type=int, default=16, help="blocks")
+    help = "also measure how bytes grow from the depth to so many times it"
+    parser.add_argument("--deeper", type=int, default=1, help=help)
     help = "timed rounds, after 3 that are not"
     parser.add_argument("--steps", type=int, default=15, help=help)
     help = "of the batch, for a quick trial"
@@ -82,31 +84,15 @@ def main(options):
 
 def measure(mode, kind, options):
     """Run one process; return what it found, or `{"error": ...}`."""
-    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": mode.partition("-")[0],
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    words = ["--kind", kind]
+    for name in ("depth", "deeper", "steps", "scale"):
+        words += [f"--{name}", str(getattr(options, name))]
+    return {
+        "backend": mode,
+        "kind": kind,
+        "device": options.device,
+        **run_worker("reversible", mode, options.device, words),
     }
-    numbers = {
-        f"--{name}": str(getattr(options, name))
-        for name in ("depth", "steps", "scale")
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "result.json")
-        command = [sys.executable, sys.argv[0], "reversible"]
-        command += ["--backend", mode, "--kind", kind, "--worker", str(file)]
-        command += [word for pair in numbers.items() for word in pair]
-        process = subprocess.run(
-            command, env=environment, capture_output=True, text=True
-        )
-        run = {"backend": mode, "kind": kind}
-        if process.returncode:
-            lines = process.stderr.strip().splitlines()
-            reason = f"exit code {process.returncode}"
-            return {**run, "error": lines[-1] if lines else reason}
-        return {**run, **json.loads(file.read_text())}
 
 
 def show_notes(console, run):
@@ -121,6 +107,13 @@ def show_notes(console, run):
     if missing:
         names = ", ".join(missing), " ".join(missing)
         console.print("{}: not installed (pip install {})".format(*names))
+    grown = run.get("growth")
+    if grown:
+        console.print(
+            f"{where}: bytes of a deeper network on top: plain "
+            f"{megabytes(grown['plain'])} MB, reversible "
+            f"{megabytes(grown['reversible'])} MB"
+        )
     for name, ratio in run.get("reversible over", {}).items():
         console.print(
             f"{where}: reversible over {name}: time {ratio['time']:.2f}, "
@@ -144,9 +137,13 @@ def tabulate(runs):
                 table.add_row(*where, name, "fails")
                 continue
             table.add_row(
-                *(*where, name, f"{row['median ms']:.1f}"),
+                run["backend"],
+                run["kind"],
+                name,
+                f"{row['median ms']:.1f}",
                 f"{row['ratio']:.2f}",
-                *(megabytes(row["kept"]), f"{row['kept ratio']:.3f}"),
+                megabytes(row["kept"]),
+                f"{row['kept ratio']:.3f}",
                 megabytes(row.get("peak")),
             )
         table.add_section()

@@ -7,14 +7,21 @@ import time
 import keras
 import numpy as np
 
+from benchmarks.blocks import Remat
+from benchmarks.blocks import attention_and_feed_forward
+from benchmarks.blocks import channel_axis
 from keras_efficient.backend import saved_bytes
 from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import Recompute
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.utils import saved_activation_bytes
 
-INPUT_SHAPE = {"mlp": (2048, 256), "conv": (16, 16, 16, 128)}
-LEARNING_RATE = {"mlp": 0.1, "conv": 0.01}
+INPUT_SHAPE = {
+    "mlp": (2048, 256),
+    "conv": (16, 16, 16, 128),
+    "transformer": (16, 128, 256),
+}
+LEARNING_RATE = {"mlp": 0.1, "conv": 0.01, "transformer": 0.1}
 WARM_UP = 3
 REMAT = "keras.remat"
 
@@ -23,13 +30,14 @@ def run(mode, kind, options):
     """Return what was measured, as a dictionary for JSON."""
     shape = INPUT_SHAPE[kind]
     shape = max(1, round(shape[0] * options.scale)), *shape[1:]
-    if mode == "torch":  # what its convolutions work in; or each one permutes
+    if mode == "torch" and kind == "conv":
+        # What its convolutions work in; or each one permutes.
         keras.config.set_image_data_format("channels_first")
         shape = shape[0], shape[-1], *shape[1:-1]
     x, y = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
     contenders, failures = keras_contenders(mode, kind, options.depth, x, y)
     missing = []
-    if mode == "torch":
+    if mode == "torch" and kind != "transformer":
         from benchmarks.torch_peers import torch_contenders
 
         model = build("plain", kind, options.depth, shape[1:])
@@ -42,8 +50,10 @@ def run(mode, kind, options):
     return {
         "batch shape": shape,
         "depth": options.depth,
+        "deeper": options.depth * options.deeper,
         "contenders": {**rows(contenders, seconds), **failures},
         "not installed": missing,
+        "growth": growth(mode, kind, options, x, y, contenders),
         "reversible over": {
             name: compare(contenders, seconds, "reversible", name)
             for name in ("memcnn", "revlib")
@@ -105,12 +115,8 @@ class KerasContender:
 def build(name, kind, depth, shape):
     """Build the model of a contender; all have the same weights."""
     keras.utils.set_random_seed(0)
-    first = keras.config.image_data_format() == "channels_first"
-    axis = 1 if first else -1
-    blocks = [
-        AdditiveCoupling(function(kind), function(kind), axis=axis)
-        for _ in range(depth)
-    ]
+    axis = channel_axis() if kind == "conv" else -1
+    blocks = [AdditiveCoupling(*pair(kind), axis=axis) for _ in range(depth)]
     inputs = keras.Input(shape)
     if name in ("plain", "reversible"):
         run = ReversibleSequence(blocks, reversible=name == "reversible")
@@ -123,6 +129,13 @@ def build(name, kind, depth, shape):
     for block in blocks:
         x = Remat(block)(x)
     return keras.Model(inputs, x)
+
+
+def pair(kind):
+    """Return the two functions of a block."""
+    if kind == "transformer":
+        return attention_and_feed_forward(width=128, head_width=32)
+    return function(kind), function(kind)
 
 
 def function(kind):
@@ -140,25 +153,6 @@ def function(kind):
             keras.layers.Dense(128),
         ]
     )
-
-
-class Remat(keras.layers.Layer):
-    """`keras.remat` around a layer."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def build(self, shape):
-        self.layer.build(shape)
-
-    def call(self, x):
-        # A new function each time: JAX would repeat the trace of a known one,
-        # with the weights of then.
-        return keras.remat(lambda x: self.layer(x))(x)
-
-    def compute_output_shape(self, shape):
-        return shape
 
 
 def prepare(contender):
@@ -230,6 +224,21 @@ def compare(contenders, seconds, name, reference):
         "time": statistics.median(a / b for a, b in pairs),
         **{key: ours[key] / its[key] for key in ("kept", "peak") if key in its},
     }
+
+
+def growth(mode, kind, options, x, y, contenders):
+    """Return how many bytes more a step takes at `deeper` times the depth."""
+    if options.deeper == 1:
+        return {}
+    grown = {}
+    for name in ("plain", "reversible"):
+        depth = options.depth * options.deeper
+        deep = KerasContender(name, mode, kind, depth, x, y).measure()
+        shallow = contenders[name].bytes
+        # The most of what is known: JAX has no line between the passes.
+        key = next(k for k in ("device peak", "peak", "kept") if k in deep)
+        grown[name] = deep[key] - shallow[key]
+    return grown
 
 
 def short(error):

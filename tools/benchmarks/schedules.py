@@ -50,7 +50,8 @@ def tabulate(task, results):
         ("chosen drops: factor, when", "step"),
         ("chosen plateau: factor, patience", "plateau"),
     ):
-        table.add_row(label, *(show(result.get(key)) for result in results))
+        cells = [show(result.get(key)) for result in results]
+        table.add_row(label, *cells)
     table.add_row("auto no worse than tuned step", *map(matches, results))
     table.add_row("auto better than plateau", *map(beats, results))
     return table

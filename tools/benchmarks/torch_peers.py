@@ -131,7 +131,8 @@ def memcnn(pairs):
 
 def revlib(pairs):
     package = import_quietly("revlib")
-    return package.ReversibleSequential(*(m for pair in pairs for m in pair))
+    functions = [function for pair in pairs for function in pair]
+    return package.ReversibleSequential(*functions)
 
 
 def import_quietly(name):

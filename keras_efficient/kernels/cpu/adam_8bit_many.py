@@ -1,12 +1,14 @@
-"""The step of 8-bit Adam for many parameters, in one call."""
+"""The step of 8-bit Adam for many tensors of PyTorch, in one call."""
 
 import numba
 import numpy as np
+import torch
 
 from keras_efficient.kernels.cpu.adam_8bit import ENTRIES_A_PART
-from keras_efficient.kernels.cpu.adam_8bit import divide
-from keras_efficient.kernels.cpu.adam_8bit import gather
-from keras_efficient.kernels.cpu.adam_8bit import run
+from keras_efficient.kernels.cpu.adam_8bit_tiles import Arrays
+from keras_efficient.kernels.cpu.adam_8bit_tiles import divide
+from keras_efficient.kernels.cpu.adam_8bit_tiles import gather
+from keras_efficient.kernels.cpu.adam_8bit_tiles import run
 from keras_efficient.kernels.cpu.group import mix
 from keras_efficient.kernels.cpu.jit import jit
 from keras_efficient.kernels.cpu.table import add_parts
@@ -14,27 +16,36 @@ from keras_efficient.kernels.cpu.table import array_at
 from keras_efficient.kernels.cpu.table import count_threads
 from keras_efficient.kernels.cpu.table import take_part
 from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
+from keras_efficient.kernels.ffi.tensor_table import TensorTable
 
 
-def adam_8bit_many(table, likes, *numbers):
-    """Update parameters and their state, in place.
+# Dynamo would trace into the table.
+@torch.compiler.disable
+def do_steps(rows, arguments):
+    """Do the steps of rows of the same dtypes, in place.
 
-    Args:
-        table: For each parameter, the addresses of what `adam_8bit` calls
-            parameter, momentum_codes, momentum_scale, velocity_codes,
-            velocity_scale and gradient, all of them contiguous; the rows and
-            the columns of the parameter, the number of its groups, and the
-            seed.
-        likes: Empty tensors with the dtypes of these six.
-        *numbers: The learning rate, momentum_bias, velocity_bias, step and
-            options of `adam_8bit`.
+    See `cpu.adam_8bit.do_steps`.
     """
-    rows, columns = np.array(table, "int64")[:, 6:8].T
-    sizes = rows * columns
-    table = add_parts(table, sizes, ENTRIES_A_PART)
-    threads = count_threads(sizes, ENTRIES_A_PART)
-    taken = np.zeros(1, "int64")
-    _adam_8bit_many(taken, threads, table, likes[0], likes[-1], *numbers)
+    tensors = TensorTable([row.tensors for row in rows])
+    sizes = [arguments.sizes(tuple(row.parameter.shape)) for row in rows]
+    entries = np.array([size.rows * size.columns for size in sizes])
+    numbers = [[*size, row.seed] for size, row in zip(sizes, rows)]
+    parameter, *_, gradient = tensors.likes
+    momentum_bias, velocity_bias = arguments.biases
+    _adam_8bit_many(
+        np.zeros(1, "int64"),
+        count_threads(entries, ENTRIES_A_PART),
+        add_parts([tensors.addresses, numbers], entries, ENTRIES_A_PART),
+        parameter,
+        gradient,
+        arguments.learning_rate,
+        momentum_bias,
+        velocity_bias,
+        arguments.step,
+        arguments.constants,
+    )
+    tensors.mark_written()
+    return [row.tensors[:-1] for row in rows]
 
 
 @numba_ffi(in_place="taken", parallel=True)
@@ -48,36 +59,41 @@ def _adam_8bit_many(
     momentum_bias,
     velocity_bias,
     step,
-    options,
+    constants,
 ):
-    numbers = gather(
-        *(learning_rate[0], momentum_bias[0], velocity_bias[0]),
-        *(options, False),
-    )
+    """Take parts until all are done.
+
+    `table` has, for each tensor, the addresses of what `adam_8bit` calls
+    parameter, momentum_codes, momentum_scale, velocity_codes, velocity_scale
+    and gradient; rows, columns, groups and seed; and what `add_parts` adds.
+    `parameter` and `gradient` are empty and tell the dtypes.
+    """
+    scalars = learning_rate[0], momentum_bias[0], velocity_bias[0]
     key = np.uint32(step[0])
     if threads[0] <= 1:
-        _take_parts(taken, table, parameter, gradient, numbers, key)
+        _take_parts(taken, table, parameter, gradient, scalars, constants, key)
         return
     for _ in numba.prange(threads[0]):
-        _take_parts(taken, table, parameter, gradient, numbers, key)
+        _take_parts(taken, table, parameter, gradient, scalars, constants, key)
 
 
 @jit
-def _take_parts(taken, table, parameter, gradient, numbers, step):
-    codes = np.empty(0, np.int8), np.empty(0, np.uint8)
-    scale = np.empty(0, np.uint16)
+def _take_parts(taken, table, parameter, gradient, scalars, constants, step):
+    numbers = gather(*scalars, constants, False)
+    int8, uint8 = np.empty(0, np.int8), np.empty(0, np.uint8)
+    float16 = np.empty(0, np.uint16)
     tensor, part, parts = take_part(taken, table, 0)
     while tensor < table.shape[0]:
         row = table[tensor]
         rows, columns, groups = row[6], row[7], row[8]
         size = rows * columns
-        arrays = (
-            array_at(row[0], size, parameter),
-            array_at(row[1], size, codes[0]),
-            array_at(row[2], groups, scale),
-            array_at(row[3], size, codes[1]),
-            array_at(row[4], groups, scale),
-            array_at(row[5], size, gradient),
+        arrays = Arrays(
+            parameter=array_at(row[0], size, parameter),
+            m_codes=array_at(row[1], size, int8),
+            m_scale=array_at(row[2], groups, float16),
+            v_codes=array_at(row[3], size, uint8),
+            v_scale=array_at(row[4], groups, float16),
+            gradient=array_at(row[5], size, gradient),
         )
         tiles, a_row, columns = divide(rows, columns, groups)
         noise = mix(step + mix(np.uint32(row[9])))

@@ -1,5 +1,7 @@
 """The step of MicroAdam for blocks of a parameter, in one pass, in place."""
 
+from collections import namedtuple
+
 import numpy as np
 from numba import types
 from numba.extending import overload
@@ -31,30 +33,55 @@ _SIZE = 2**15 + 5 * LENGTH
 _REST, _NOISE, _U, _U_HELD = range(0, 4 * _SIZE, _SIZE)
 
 
+# The tensors of a parameter: matrices of one column, codes and what has the
+# shape of the parameter are vectors.
+Arrays = namedtuple(
+    "Arrays",
+    (
+        "parameter",
+        "indices",
+        "values",
+        "codes",
+        "low",
+        "high",
+        "velocity",
+        "gradient",
+    ),
+)
+
+# What a thread works in. window: sums over the window of each entry; taken: of
+# those that are in it alone; places: where these are.
+Spaces = namedtuple(
+    "Spaces",
+    ("work", "window", "taken", "largest", "magnitudes", "places"),
+)
+
+
 @jit
 def make_spaces(block_size):
-    """Return what a thread works in; `step_blocks` leaves it in order."""
+    """Return the `Spaces` of a thread; `step_blocks` leaves them in order."""
     work = np.empty(4 * _SIZE, _F)
     work[_REST : _REST + block_size + LENGTH] = _ZERO
     work[_U : _U + block_size] = _ZERO
-    # Sums over the window of each entry, and of those that are in it alone.
-    window = np.zeros(4 * block_size, _F)
-    taken = np.empty(4 * (block_size + LENGTH), _F)
-    largest = np.arange(2 * block_size + 1)
-    magnitudes = np.empty(block_size + LENGTH, np.int32)
-    places = np.empty(block_size + 1, np.int32)
-    return work, window, taken, largest, magnitudes, places
+    return Spaces(
+        work=work,
+        window=np.zeros(4 * block_size, _F),
+        taken=np.empty(4 * (block_size + LENGTH), _F),
+        largest=np.arange(2 * block_size + 1),
+        magnitudes=np.empty(block_size + LENGTH, np.int32),
+        places=np.empty(block_size + 1, np.int32),
+    )
 
 
 @jit
-def step_blocks(first, last, arrays, weights, options, layout, numbers, spaces):
+def step_blocks(first, last, arrays, weights, layout, numbers, spaces):
     """Go through blocks."""
-    parameter, gradient, indices, values, codes, low, high, velocity = arrays
-    block_size, half, row, key = layout
-    k = indices.shape[2]
-    fused, rate, bias, c_1, c_2, total = numbers
-    _, _, b_2, d_2, epsilon, alpha, keep = options
-    work, window, taken, largest, magnitudes, places = spaces
+    parameter, gradient = arrays.parameter, arrays.gradient
+    indices, values, velocity = arrays.indices, arrays.values, arrays.velocity
+    codes, low, high = arrays.codes, arrays.low, arrays.high
+    block_size, half = layout.block_size, layout.half
+    k, fused, epsilon = indices.shape[2], numbers.fused, numbers.epsilon
+    work, taken, places = spaces.work, spaces.taken, spaces.places
     buckets_a_block = block_size // (2 * half)
     for block in range(first, last):
         start = block * block_size
@@ -69,32 +96,37 @@ def step_blocks(first, last, arrays, weights, options, layout, numbers, spaces):
         work[_REST + g.size : _REST + block_size] = _ZERO
         _add_gradient(work, g)
         square = _mean_of_squares(g)
-        velocity[block] = b_2 * velocity[block] + d_2 * square
-        v_hat = velocity[block] / bias
+        velocity[block] = numbers.b_2 * velocity[block] + numbers.d_2 * square
+        v_hat = velocity[block] / numbers.bias
         if k < block_size:
-            find_largest(work, _REST, block_size, k, largest, magnitudes)
-        _move(work, indices[row, block], values[row, block], largest)
+            find_largest(
+                work, _REST, block_size, k, spaces.largest, spaces.magnitudes
+            )
+        row = layout.row
+        _move(work, indices[row, block], values[row, block], spaces.largest)
         size = (last_bucket - first_bucket) * 2 * half
-        fill_noise(work, _NOISE, size, start, key)
+        fill_noise(work, _NOISE, size, start, layout.noise)
         for j in range(first_bucket, last_bucket):
             at = (j - first_bucket) * 2 * half
             bytes_ = codes[j * half : (j + 1) * half]
             low[j], high[j] = encode(
-                work, _REST + at, bytes_, keep, _NOISE - _REST, fused
+                work, _REST + at, bytes_, numbers.keep, _NOISE - _REST, fused
             )
         count = _take_window(
-            block, indices, values, weights, window, taken, places
+            block, indices, values, weights, spaces.window, taken, places
         )
+        scale_1, scale_2 = _ONE / numbers.c_1, _ONE / numbers.c_2
+        total = numbers.total
         # Up to 31 entries too many, of numbers that nobody reads.
         for i in range(0, count, LENGTH):
+            at = _U_HELD + i
             adam_of_window(
-                *(taken, i, work, _U_HELD + i),
-                *(_ONE / c_1, _ONE / c_2, total, v_hat, epsilon),
+                taken, i, work, at, scale_1, scale_2, total, v_hat, epsilon
             )
         for i in range(count):
             work[_U + places[i]] = work[_U_HELD + i]
-        factor = alpha / (np.sqrt(v_hat) + epsilon)
-        _update(parameter[start:end], work, rate, factor)
+        factor = numbers.alpha / (np.sqrt(v_hat) + epsilon)
+        _update(parameter[start:end], work, numbers.rate, factor)
         for i in range(count):
             work[_U + places[i]] = _ZERO
 

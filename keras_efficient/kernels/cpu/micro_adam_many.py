@@ -1,44 +1,68 @@
-"""The step of MicroAdam for many parameters, in one call."""
+"""The step of MicroAdam for many tensors of PyTorch, in one call."""
 
 import math
+from collections import namedtuple
 
 import numba
 import numpy as np
+import torch
 
 from keras_efficient.kernels.cpu.jit import jit
 from keras_efficient.kernels.cpu.micro_adam import ENTRIES_A_PART
-from keras_efficient.kernels.cpu.micro_adam import gather
-from keras_efficient.kernels.cpu.micro_adam import noise_key
-from keras_efficient.kernels.cpu.micro_adam import write_row
+from keras_efficient.kernels.cpu.micro_adam_blocks import Arrays
 from keras_efficient.kernels.cpu.micro_adam_blocks import make_spaces
 from keras_efficient.kernels.cpu.micro_adam_blocks import step_blocks
+from keras_efficient.kernels.cpu.micro_adam_numbers import Layout
+from keras_efficient.kernels.cpu.micro_adam_numbers import gather
+from keras_efficient.kernels.cpu.micro_adam_numbers import noise_key
+from keras_efficient.kernels.cpu.micro_adam_numbers import write_row
 from keras_efficient.kernels.cpu.table import add_parts
 from keras_efficient.kernels.cpu.table import array_at
 from keras_efficient.kernels.cpu.table import count_threads
 from keras_efficient.kernels.cpu.table import take_part
 from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
+from keras_efficient.kernels.ffi.tensor_table import TensorTable
+
+# What all tensors share. Likes: empty arrays, which tell the dtypes.
+Likes = namedtuple("Likes", ("parameter", "indices", "values", "gradient"))
+Sizes = namedtuple("Sizes", ("window", "k", "block_size", "bucket_size"))
 
 
-def micro_adam_many(layout, table, likes, *numbers):
-    """Update parameters and their state, in place.
+# Dynamo would trace into the table.
+@torch.compiler.disable
+def do_steps(rows, arguments):
+    """Do the steps of rows of the same dtypes, in place.
 
-    Args:
-        layout: How many rows a window has, how many entries a row of it, a
-            block and a bucket.
-        table: For each parameter, the addresses of what `micro_adam` calls
-            parameter, indices, values, written, codes, low, high, velocity
-            and gradient, all of them contiguous; the number of its entries,
-            and the seed.
-        likes: Empty tensors with the dtypes of these nine.
-        *numbers: The learning rate, momentum_bias, velocity_bias, step,
-            options, is_stochastic and is_window of `micro_adam`.
+    See `cpu.micro_adam.do_steps`.
     """
-    sizes = np.array(table, "int64")[:, 9]
-    table = add_parts(table, sizes, ENTRIES_A_PART)
-    threads = count_threads(sizes, ENTRIES_A_PART)
-    taken, layout = np.zeros(1, "int64"), np.array(layout, "int64")
-    likes = likes[0], likes[1], likes[2], likes[-1]
-    _micro_adam_many(taken, threads, table, *likes, layout, *numbers)
+    tensors = TensorTable([row.tensors for row in rows])
+    sizes = np.array([row.parameter.numel() for row in rows])
+    seeds = [row.seed for row in rows]
+    columns = [tensors.addresses, sizes, seeds]
+    parameter, indices, values, *_, gradient = tensors.likes
+    momentum_bias, velocity_bias = arguments.biases
+    _micro_adam_many(
+        np.zeros(1, "int64"),
+        count_threads(sizes, ENTRIES_A_PART),
+        add_parts(columns, sizes, ENTRIES_A_PART),
+        parameter,
+        indices,
+        values,
+        gradient,
+        arguments.window,
+        arguments.k,
+        arguments.block_size,
+        arguments.bucket_size,
+        arguments.learning_rate,
+        momentum_bias,
+        velocity_bias,
+        arguments.step,
+        arguments.constants,
+        arguments.is_stochastic,
+        arguments.is_window,
+    )
+    tensors.mark_written()
+    return [row.tensors[:-1] for row in rows]
 
 
 @numba_ffi(in_place="taken", parallel=True)
@@ -50,79 +74,95 @@ def _micro_adam_many(
     indices,
     values,
     gradient,
-    layout,
+    window,
+    k,
+    block_size,
+    bucket_size,
     learning_rate,
     momentum_bias,
     velocity_bias,
     step,
-    options,
+    constants,
     is_stochastic,
     is_window,
 ):
-    windows = _write_rows(table, layout, step[0], options)
-    likes = parameter, gradient, indices, values
+    """Take parts until all are done.
+
+    `table` has, for each tensor, the addresses of what `micro_adam` calls
+    parameter, indices, values, written, codes, low, high, velocity and
+    gradient; the number of its entries; its seed; and what `add_parts` adds.
+    `parameter`, `indices`, `values` and `gradient` are empty and tell dtypes.
+    """
+    sizes = window[0], k[0], block_size[0], bucket_size[0]
+    likes = parameter, indices, values, gradient
     scalars = learning_rate[0], momentum_bias[0], velocity_bias[0]
     choices = step[0], is_stochastic[0], is_window[0]
+    windows = _write_rows(table, window[0], step[0], constants)
     if threads[0] <= 1:
         _take_parts(
-            *(taken, table, likes, layout, windows, scalars, options, choices)
+            taken, table, likes, sizes, windows, scalars, constants, choices
         )
         return
     for _ in numba.prange(threads[0]):
         _take_parts(
-            *(taken, table, likes, layout, windows, scalars, options, choices)
+            taken, table, likes, sizes, windows, scalars, constants, choices
         )
 
 
 @jit
-def _write_rows(table, layout, step, options):
+def _write_rows(table, window, step, constants):
     """Do `write_row` for each tensor."""
-    count, window = table.shape[0], layout[0]
+    count = table.shape[0]
     rows = np.empty(count, np.int64)
     weights = np.empty((count, 2, window), np.float32)
     sums = np.empty((count, 2), np.float32)
     like = np.empty(0, np.int32)
     for i in range(count):
         written = array_at(table[i, 3], window, like)
-        rows[i], weights[i], sums[i] = write_row(written, step, options)
+        rows[i], weights[i], sums[i] = write_row(written, step, constants)
     return rows, weights, sums
 
 
+# Parallel loops of Numba take no tuples that have names.
 @jit
 def _take_parts(
-    taken, table, likes, layout, windows, scalars, options, choices
+    taken, table, likes, sizes, windows, scalars, constants, choices
 ):
-    window, k, block_size, bucket_size = layout
+    likes, sizes = Likes(*likes), Sizes(*sizes)
+    rows, weights, sums = windows
     step, is_stochastic, is_window = choices
-    parameter, gradient, indices, values = likes
-    byte, half_float = np.empty(0, np.uint8), np.empty(0, np.uint16)
-    number = np.empty(0, np.float32)
+    block_size, half = np.int64(sizes.block_size), sizes.bucket_size // 2
     spaces = make_spaces(block_size)
     tensor, part, parts = take_part(taken, table, 0)
     while tensor < table.shape[0]:
-        row = table[tensor]
-        size = row[9]
-        blocks = math.ceil(size / block_size)
-        buckets = math.ceil(size / bucket_size)
-        entries = window, blocks, k
-        arrays = (
-            array_at(row[0], size, parameter),
-            array_at(row[8], size, gradient),
-            array_at(row[1], entries, indices),
-            array_at(row[2], entries, values),
-            array_at(row[4], buckets * (bucket_size // 2), byte),
-            array_at(row[5], buckets, half_float),
-            array_at(row[6], buckets, half_float),
-            array_at(row[7], blocks, number),
-        )
-        key = noise_key(step, row[10], is_stochastic)
-        place = block_size, bucket_size // 2, windows[0][tensor], key
-        numbers = gather(
-            *(*scalars, options, windows[2][tensor], is_window, False),
-        )
+        arrays = _arrays_at(table[tensor], likes, sizes)
+        noise = noise_key(step, table[tensor, 10], is_stochastic)
+        layout = Layout(block_size, half, rows[tensor], noise)
+        numbers = gather(*scalars, constants, sums[tensor], is_window, False)
+        blocks = arrays.velocity.size
         first, last = part * blocks // parts, (part + 1) * blocks // parts
         step_blocks(
-            *(first, last, arrays, windows[1][tensor], options),
-            *(place, numbers, spaces),
+            first, last, arrays, weights[tensor], layout, numbers, spaces
         )
         tensor, part, parts = take_part(taken, table, tensor)
+
+
+@jit
+def _arrays_at(row, likes, sizes):
+    """Return the `Arrays` of a row of the table."""
+    size = row[9]
+    blocks = math.ceil(size / sizes.block_size)
+    buckets = math.ceil(size / sizes.bucket_size)
+    entries = sizes.window, blocks, sizes.k
+    uint8, bfloat16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
+    float32 = np.empty(0, np.float32)
+    return Arrays(
+        parameter=array_at(row[0], size, likes.parameter),
+        indices=array_at(row[1], entries, likes.indices),
+        values=array_at(row[2], entries, likes.values),
+        codes=array_at(row[4], buckets * (sizes.bucket_size // 2), uint8),
+        low=array_at(row[5], buckets, bfloat16),
+        high=array_at(row[6], buckets, bfloat16),
+        velocity=array_at(row[7], blocks, float32),
+        gradient=array_at(row[8], size, likes.gradient),
+    )

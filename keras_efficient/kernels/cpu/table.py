@@ -18,16 +18,16 @@ from keras_efficient.kernels.cpu.jit import jit
 _WORD = ir.IntType(64)
 
 
-def add_parts(table, sizes, entries):
+def add_parts(columns, sizes, entries):
     """Return a table with its last two columns, as an int64 array.
 
     Args:
-        table: Rows of integers.
+        columns: List of arrays or lists of integers, which it begins with.
         sizes: int64 array, the number of entries of each tensor.
         entries: How many of them make a part.
     """
     parts = np.maximum(1, sizes // entries)
-    return np.column_stack([np.array(table, "int64"), parts, np.cumsum(parts)])
+    return np.column_stack([*columns, parts, np.cumsum(parts)])
 
 
 def count_threads(sizes, entries):

@@ -89,7 +89,7 @@ def numba_ffi(
         ValueError: if names do not fit, and by the call: if a tensor that is
             overwritten is not contiguous or a shape of TensorFlow is unknown.
         TypeError: by the call, if there are too few or too many arguments, or
-            of a wrong type or dtype.
+            of a wrong type or dtype; if the kernel returns something.
         RuntimeError: by the call, if tensors are not on the CPU, Numba is
             missing, or the framework has a version of the XLA FFI that was not
             tested.

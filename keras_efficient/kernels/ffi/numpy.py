@@ -3,7 +3,6 @@
 import numpy as np
 
 from keras_efficient.kernels.ffi.host import Host
-from keras_efficient.kernels.ffi.numba_kernel import as_argument
 from keras_efficient.kernels.ffi.tensors import Spec
 
 
@@ -31,9 +30,7 @@ class NumPyHost(Host):
         for name, spec in zip(kernel.results, results):
             if name in kernel.outputs:
                 arrays[name] = np.empty(spec.shape, _dtype(spec.dtype))
-        kernel.dispatcher()(
-            *(as_argument(arrays[name]) for name in kernel.parameters)
-        )
+        kernel.run([arrays[name] for name in kernel.parameters])
         return [arrays[name] for name in kernel.results]
 
 

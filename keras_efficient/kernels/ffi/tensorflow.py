@@ -15,8 +15,11 @@ from keras_efficient.kernels.ffi.host import Host
 from keras_efficient.kernels.ffi.tensors import Spec
 
 _ELEMENTS = {
-    **{"bool": "i1", "float16": "f16", "bfloat16": "bf16"},
-    **{"float32": "f32", "float64": "f64"},
+    "bool": "i1",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float32": "f32",
+    "float64": "f64",
     **{f"int{n}": f"i{n}" for n in (8, 16, 32, 64)},
     **{f"uint{n}": f"ui{n}" for n in (8, 16, 32, 64)},
 }
@@ -55,18 +58,31 @@ class TensorFlowHost(Host):
             _register(name.encode(), compiled.address)
             _registered.add(name)
         aliases = tuple(kernel.aliases.items())
-        return gen_xla_ops.xla_call_module(
-            args=values,
-            version=_MODULE_VERSION,
-            module=_module(name, tuple(specs), tuple(results), aliases),
-            Sout=[spec.shape for spec in results],
-            Tout=[tf.as_dtype(spec.dtype) for spec in results],
-            platforms=["CPU"],
-            dim_args_spec=[],
-            function_list=[],
-            has_token_input_output=False,
-            disabled_checks=[f"custom_call:{name}"],
-        )
+
+        @tf.custom_gradient
+        def call(*values):
+            outputs = gen_xla_ops.xla_call_module(
+                args=values,
+                version=_MODULE_VERSION,
+                module=_module(name, tuple(specs), tuple(results), aliases),
+                Sout=[spec.shape for spec in results],
+                Tout=[tf.as_dtype(spec.dtype) for spec in results],
+                platforms=["CPU"],
+                dim_args_spec=[],
+                function_list=[],
+                has_token_input_output=False,
+                disabled_checks=[f"custom_call:{name}"],
+            )
+            return outputs, functools.partial(_no_gradient, kernel.name)
+
+        return call(*values)
+
+
+def _no_gradient(name, *gradients):
+    raise RuntimeError(
+        f"'{name}' has no derivative. Call it outside of the `tf.GradientTape`,"
+        " or with `tf.stop_gradient(x)`."
+    )
 
 
 @functools.lru_cache(maxsize=None)
@@ -134,7 +150,9 @@ class _Arguments(ctypes.Structure):
         ("extension", ctypes.c_void_p),
         ("name", _Span),
         ("platform", _Span),
-        *((stage, ctypes.c_void_p) for stage in ("new", "prepare", "begin")),
+        ("instantiate", ctypes.c_void_p),
+        ("prepare", ctypes.c_void_p),
+        ("initialize", ctypes.c_void_p),
         ("execute", ctypes.c_void_p),
         ("traits", ctypes.c_uint32),
     ]

@@ -59,11 +59,11 @@ def as_array(value):
     return value if dtype is None else np.asarray(value, dtype)
 
 
-def as_matrix(value, rows):
-    """Reshape a tensor to two axes, without the overhead of `keras.ops`."""
+def reshape(value, shape):
+    """Reshape a tensor, without the overhead of `keras.ops`."""
     if hasattr(value, "reshape"):
-        return value.reshape((rows, -1))
-    return sys.modules["tensorflow"].reshape(value, (rows, -1))
+        return value.reshape(shape)
+    return sys.modules["tensorflow"].reshape(value, shape)
 
 
 def device_of(values, framework):

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from keras_efficient.kernels.ffi.host import Host
-from keras_efficient.kernels.ffi.numba_kernel import as_argument
 from keras_efficient.kernels.ffi.tensors import Spec
 
 _BITS = (torch.bfloat16, torch.float16)
@@ -49,9 +48,7 @@ class TorchHost(Host):
             if name in kernel.outputs:
                 dtype = getattr(torch, spec.dtype)
                 known[name] = torch.empty(spec.shape, dtype=dtype, device="cpu")
-        kernel.dispatcher()(
-            *(_array(known[name]) for name in kernel.parameters)
-        )
+        kernel.run([_array(known[name]) for name in kernel.parameters])
         for name in kernel.in_place:
             # So that autograd notices, as after an operation of its own.
             torch.autograd.graph.increment_version(known[name])
@@ -65,12 +62,12 @@ def _name_of(dtype):
 
 def _array(tensor):
     if not isinstance(tensor, torch.Tensor):
-        return as_argument(tensor)
+        return tensor
     tensor = tensor.detach() if tensor.requires_grad else tensor
     tensor = tensor.contiguous()
     if tensor.dtype in _BITS:
         tensor = tensor.view(torch.uint16)
-    return as_argument(tensor.numpy())
+    return tensor.numpy()
 
 
 call = TorchHost()

@@ -143,7 +143,7 @@ def _unpack(parameters, in_place):
 
     @intrinsic
     def unpack(typingctx, frame):
-        result = types.Tuple([_array_type(spec) for spec, *_ in parameters])
+        result = types.Tuple([array_type(spec) for spec, *_ in parameters])
 
         def codegen(context, builder, signature, args):
             def read(address, index):
@@ -165,15 +165,16 @@ def _unpack(parameters, in_place):
     return unpack
 
 
-def _array_type(spec):
+def array_type(spec):
+    """Return Numba's type of the array that a kernel gets."""
     # Compiled loops cannot read from arrays without an axis.
     ndim = max(1, len(spec.shape))
     return types.Array(numba.from_dtype(np.dtype(spec.dtype)), ndim, "C")
 
 
 def _array(context, builder, spec, buffer, read):
-    array_type = _array_type(spec)
-    item = context.get_data_type(array_type.dtype)
+    kind = array_type(spec)
+    item = context.get_data_type(kind.dtype)
     size = WORD(context.get_abi_sizeof(item))
     dims = read(buffer, BUFFER_DIMS)
     shape = [read(dims, axis) for axis in range(len(spec.shape))]
@@ -182,7 +183,7 @@ def _array(context, builder, spec, buffer, read):
     for length in reversed(shape):
         strides.insert(0, stride)
         stride = builder.mul(stride, length)
-    array = arrayobj.make_array(array_type)(context, builder)
+    array = arrayobj.make_array(kind)(context, builder)
     data = builder.inttoptr(read(buffer, BUFFER_DATA), item.as_pointer())
     arrayobj.populate_array(array, data, shape, strides, size, None)
     return array

@@ -1,9 +1,11 @@
 """The step of `keras_efficient.ops.adam_8bit_step` in one pass, on CUDA."""
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 
+from keras_efficient.kernels.ffi.tensor_table import TensorTable
 from keras_efficient.kernels.gpu import math as tm
 from keras_efficient.kernels.gpu.math import finite_gradient
 from keras_efficient.kernels.gpu.math import round_to_float16
@@ -21,34 +23,23 @@ _LARGEST_FLOAT16 = tl.constexpr(65504.0)
 _SMALLEST_SCALE = tl.constexpr(2.0**-48)
 
 
-def adam_8bit_many(
-    table,
-    likes,
-    learning_rate,
-    momentum_bias,
-    velocity_bias,
-    step,
-    options,
-):
-    """Update parameters and their state, in place.
+# Dynamo would trace into the table.
+@torch.compiler.disable
+def do_steps(rows, arguments):
+    """Do the steps of rows of the same dtypes, in place.
 
     Args:
-        table: For each parameter, addresses: its own, those of momentum_codes,
-            momentum_scale, velocity_codes and velocity_scale, all as in
-            `Adam8bitState`, and that of its gradient; all are contiguous. Then
-            the number of its rows and of its columns, that of its groups, and
-            a seed for the noise.
-        likes: Empty tensors with the dtypes and the device of these six. The
-            parameter and the gradient are float32 or bfloat16.
-        learning_rate: Float or scalar tensor, as are `momentum_bias`, which is
-            1 - beta_1^step, `velocity_bias`, 1 - beta_2^step, and `step`.
-        options: The five numbers beta_1, 1 - beta_1, beta_2, 1 - beta_2 and
-            epsilon, on the host.
+        rows: List of `keras_efficient.ops.dispatch.Row` on one device.
+        arguments: `Adam8bitArguments`.
+
+    Returns:
+        List with the parameter and the state of each row, in one tuple.
     """
-    numbers = tm.scalars(
-        *(learning_rate, momentum_bias, velocity_bias, step, likes[0])
-    )
-    table = np.array(table, "int64")
+    tensors = TensorTable([row.tensors for row in rows])
+    like = tensors.likes[0]
+    sizes = [arguments.sizes(tuple(row.parameter.shape)) for row in rows]
+    numbers = [[*size, row.seed] for size, row in zip(sizes, rows)]
+    table = np.column_stack([tensors.addresses, numbers])
     table = table[table[:, 6] * table[:, 7] > 0]
     is_aligned = table[:, 7] % 32 == 0
     for part, are_aligned in (
@@ -58,21 +49,24 @@ def adam_8bit_many(
         if not len(part):
             continue
         counts = -(-part[:, 8] // GROUPS)
-        rows = place(part, counts, likes[0])
-        with tm.device_of(likes[0]):
+        placed, rows_of_programs = place(part, counts, like)
+        with tm.device_of(like):
             adam_8bit_kernel[(int(counts.sum()),)](
-                *rows,
-                *numbers,
-                *map(float, options),
+                placed,
+                rows_of_programs,
+                *tm.scalars(arguments, like),
+                *map(float, arguments.constants),
                 IS_ALIGNED=are_aligned,
                 GROUPS=GROUPS,
-                COLUMNS=rows[0].shape[1],
-                PARAMETER=dtype_of(likes[0]),
-                GRADIENT=dtype_of(likes[-1]),
+                COLUMNS=placed.shape[1],
+                PARAMETER=dtype_of(like),
+                GRADIENT=dtype_of(tensors.likes[-1]),
                 ALIGNMENT=alignment_of(part[:, :6]),
                 num_warps=WARPS,
                 **tm.EXACT,
             )
+    tensors.mark_written()
+    return [row.tensors[:-1] for row in rows]
 
 
 @triton.jit

@@ -66,21 +66,31 @@ def subtract(parameter, step, dtype: tl.constexpr):
     return moved.to(dtype)
 
 
-def scalars(learning_rate, momentum_bias, velocity_bias, step, like):
-    """Return tensors that a kernel can read these numbers from.
+def scalars(arguments, like):
+    """Return what a kernel reads from the device.
 
     A tensor that is on the GPU stays there: nobody waits for it.
+
+    Args:
+        arguments: Record of the algorithm.
+        like: Tensor on the device.
+
+    Returns:
+        Tensors of one entry: learning rate, bias of the momentum, bias of the
+        velocity, in float32, and step in int32.
     """
 
     def scalar(x, dtype):
         x = x.item() if isinstance(x, np.generic) else x
         return torch.as_tensor(x, dtype=dtype, device=like.device).reshape(1)
 
-    floats = learning_rate, momentum_bias, velocity_bias
-    return [
-        *(scalar(x, torch.float32) for x in floats),
-        scalar(step, torch.int32),
-    ]
+    momentum_bias, velocity_bias = arguments.biases
+    return (
+        scalar(arguments.learning_rate, torch.float32),
+        scalar(momentum_bias, torch.float32),
+        scalar(velocity_bias, torch.float32),
+        scalar(arguments.step, torch.int32),
+    )
 
 
 def device_of(tensor):

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from keras_efficient.kernels.ffi.tensor_table import TensorTable
 from keras_efficient.kernels.gpu import math as tm
 from keras_efficient.kernels.gpu.math import finite_gradient
 from keras_efficient.kernels.gpu.math import subtract
@@ -31,91 +32,103 @@ LARGEST_BLOCK = 1024
 LARGEST_WINDOW = 64
 
 
-def serves(window, k, block_size, bucket_size):
-    """Return whether the kernel is written for such a layout."""
+def serves(arguments):
+    """Return whether the kernel is written for `MicroAdamArguments`."""
+    block_size, bucket_size = arguments.block_size, arguments.bucket_size
     return (
-        window * k <= LARGEST_WINDOW
+        arguments.window * arguments.k <= LARGEST_WINDOW
         and block_size <= LARGEST_BLOCK
         and block_size % bucket_size == 0
         and all(math.log2(x).is_integer() for x in (block_size, bucket_size))
     )
 
 
-def micro_adam_many(
-    layout,
-    table,
-    likes,
-    learning_rate,
-    momentum_bias,
-    velocity_bias,
-    step,
-    options,
-    is_stochastic,
-    is_window,
-):
-    """Update parameters and their state, in place.
+# Dynamo would trace into the table.
+@torch.compiler.disable
+def do_steps(rows, arguments):
+    """Do the steps of rows of the same dtypes, in place.
 
     Args:
-        layout: How many rows a window has, how many entries a row of it, a
-            block and a bucket; see `serves`.
-        table: For each parameter, which is not empty, addresses: its own,
-            those of the state, in the order of `MicroAdamState`, and that of
-            its gradient; all are contiguous. Then the number of its entries,
-            and a seed for the noise.
-        likes: Empty tensors with the dtypes and the device of these nine. The
-            parameter and the gradient are float32 or bfloat16.
-        learning_rate: Float or scalar tensor, as are `momentum_bias`, which is
-            1 - beta_1^step, `velocity_bias`, 1 - beta_2^step, and `step`.
-        options: The seven numbers beta_1, 1 - beta_1, beta_2, 1 - beta_2,
-            epsilon, alpha and 1 - alpha, on the host.
-        is_stochastic: Whether rounding is stochastic.
-        is_window: Whether the bias correction is that of the window.
+        rows: List of `keras_efficient.ops.dispatch.Row` on one device.
+        arguments: `MicroAdamArguments`.
+
+    Returns:
+        List with the parameter and the state of each row, in one tuple; or
+        `None` where there is no kernel for these sizes.
     """
-    window, k, block_size, bucket_size = layout
-    like = likes[0]
-    rate, *biases, step = tm.scalars(
-        *(learning_rate, momentum_bias, velocity_bias, step, like)
+    if not serves(arguments):
+        return None
+    tensors = TensorTable([row.tensors for row in rows])
+    like = tensors.likes[0]
+    sizes = np.array([row.parameter.numel() for row in rows])
+    blocks = -(-sizes // arguments.block_size)
+    buckets = -(-sizes // arguments.bucket_size)
+    seeds = [row.seed for row in rows]
+    at_once = max(1, ENTRIES // arguments.block_size)
+    table, rows_of_programs = place(
+        np.column_stack([tensors.addresses, sizes, seeds, blocks, buckets]),
+        -(-blocks // at_once),
+        like,
     )
-    b_1, c_1, b_2, c_2, epsilon, alpha, rest = map(float, options)
-    table = np.array(table, "int64")
-    alignment = alignment_of(table[:, :9])
-    blocks, buckets = (-(-table[:, 9:10] // x) for x in layout[2:])
-    at_once = max(1, ENTRIES // block_size)
-    counts = -(-blocks[:, 0] // at_once)
-    table, rows = place(np.hstack([table, blocks, buckets]), counts, like)
-    size = triton.next_power_of_2(window)
-    weights = torch.empty(len(table), 2 * size + 1, device=like.device)
     with tm.device_of(like):
-        window_kernel[(len(table),)](
-            *(table, weights, *biases, step),
-            *(_log2(b_1), c_1, _log2(b_2), c_2),
-            WINDOW=window,
-            ROWS=size,
-            IS_WINDOW=bool(is_window),
-            COLUMNS=table.shape[1],
-            num_warps=1,
-        )
-        micro_adam_kernel[(len(rows),)](
-            *(table, rows, weights, rate, biases[1], step),
-            *(b_2, c_2, epsilon, alpha, rest),
-            WINDOW=window,
-            K=k,
-            WINDOW_SIZE=triton.next_power_of_2(window * k),
-            ROWS=size,
-            BLOCK=block_size,
-            BUCKET=bucket_size,
-            BLOCKS=at_once,
-            IS_STOCHASTIC=bool(is_stochastic),
-            IS_WINDOW=bool(is_window),
-            COLUMNS=table.shape[1],
-            PARAMETER=dtype_of(likes[0]),
-            INDICES=dtype_of(likes[1]),
-            VALUES=dtype_of(likes[2]),
-            GRADIENT=dtype_of(likes[-1]),
-            ALIGNMENT=alignment,
-            num_warps=WARPS,
-            **tm.EXACT,
-        )
+        _launch(table, rows_of_programs, at_once, tensors, arguments)
+    tensors.mark_written()
+    return [row.tensors[:-1] for row in rows]
+
+
+def _launch(table, rows_of_programs, at_once, tensors, arguments):
+    parameter, indices, values, *_, gradient = tensors.likes
+    window, k = arguments.window, arguments.k
+    b_1, c_1, b_2, c_2, epsilon, alpha, rest = map(float, arguments.constants)
+    rate, momentum_bias, velocity_bias, step = tm.scalars(arguments, parameter)
+    size = triton.next_power_of_2(window)
+    weights = torch.empty(len(table), 2 * size + 1, device=parameter.device)
+    window_kernel[(len(table),)](
+        table,
+        weights,
+        momentum_bias,
+        velocity_bias,
+        step,
+        _log2(b_1),
+        c_1,
+        _log2(b_2),
+        c_2,
+        WINDOW=window,
+        ROWS=size,
+        IS_WINDOW=arguments.is_window,
+        COLUMNS=table.shape[1],
+        num_warps=1,
+    )
+    micro_adam_kernel[(len(rows_of_programs),)](
+        table,
+        rows_of_programs,
+        weights,
+        rate,
+        velocity_bias,
+        step,
+        b_2,
+        c_2,
+        epsilon,
+        alpha,
+        rest,
+        WINDOW=window,
+        K=k,
+        WINDOW_SIZE=triton.next_power_of_2(window * k),
+        ROWS=size,
+        BLOCK=arguments.block_size,
+        BUCKET=arguments.bucket_size,
+        BLOCKS=at_once,
+        IS_STOCHASTIC=arguments.is_stochastic,
+        IS_WINDOW=arguments.is_window,
+        COLUMNS=table.shape[1],
+        PARAMETER=dtype_of(parameter),
+        INDICES=dtype_of(indices),
+        VALUES=dtype_of(values),
+        GRADIENT=dtype_of(gradient),
+        ALIGNMENT=alignment_of(tensors.addresses),
+        num_warps=WARPS,
+        **tm.EXACT,
+    )
 
 
 def _log2(beta):
@@ -190,8 +203,17 @@ def micro_adam_kernel(
     a = g + tl.where(mask, a, 0.0)
 
     exists, index, value, w_1, w_2, taken, rest = update_window(
-        *(a, indices, values, weights, block, blocks),
-        *(WINDOW, K, WINDOW_SIZE, ROWS, BLOCK),
+        a,
+        indices,
+        values,
+        weights,
+        block,
+        blocks,
+        WINDOW,
+        K,
+        WINDOW_SIZE,
+        ROWS,
+        BLOCK,
     )
     # What these entries were, before other threads write theirs
     at = block.to(tl.int64) * BLOCK + index
@@ -204,8 +226,18 @@ def micro_adam_kernel(
 
     x = tl.where(mask, not_alpha * rest, 0.0)
     encode(
-        *(x, codes, low, high, bucket, buckets, t, seed),
-        *(BLOCKS, BLOCK, BUCKET, IS_STOCHASTIC),
+        x,
+        codes,
+        low,
+        high,
+        bucket,
+        buckets,
+        t,
+        seed,
+        BLOCKS,
+        BLOCK,
+        BUCKET,
+        IS_STOCHASTIC,
     )
 
     z_1, z_2 = sum_window(index, value, w_1, w_2, v, IS_WINDOW)

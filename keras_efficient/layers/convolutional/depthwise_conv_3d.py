@@ -7,15 +7,15 @@ class DepthwiseConv3D(keras.layers.Layer):
     """Convolve each channel of a volume with a kernel of its own.
 
     Keras has this for one and two dimensions. Here a kernel of depth k is
-    taken apart into k kernels of two dimensions,
+    taken apart into k kernels of two dimensions:
 
     ```
     y[d] = sum_t w[t] * x[s d + t - left]      (* within a plane, stride s)
     ```
 
-    since `keras.layers.Conv3D` with as many groups as channels takes 25 times
-    as long in a TensorFlow graph on CPU and twice as long on JAX. For its
-    backward pass it keeps its input, as any convolution.
+    This is faster on a CPU than `keras.layers.Conv3D` with as many groups as
+    channels (`guides/benchmarks.md`). For its backward pass it keeps its
+    input, as any convolution.
 
     Args:
         kernel_size: Integer, along each axis. Defaults to `3`.

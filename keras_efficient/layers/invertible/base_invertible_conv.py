@@ -11,7 +11,7 @@ from keras_efficient.layers.invertible.invertible_layer import InvertibleLayer
 
 
 class BaseInvertibleConv(InvertibleLayer):
-    """The inverse of a convolution by the adjoint of the same kernel.
+    """Invert a convolution by the adjoint of the same kernel.
 
     The adjoint of cropping is padding and the other way round, so that for
     kernels K, strides and either padding, with P the zeros that the padding
@@ -132,7 +132,7 @@ class BaseInvertibleConv(InvertibleLayer):
         return without_refused(super().get_config())
 
     def _restored(self, sizes):
-        """The input sizes that `inverse` returns for these output sizes.
+        """Return the input sizes that `inverse` gives for these output sizes.
 
         Strides map several sizes to one. The choice is the size that the
         layer was built for, or else the one that leaves no pixel over.

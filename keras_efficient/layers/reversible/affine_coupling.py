@@ -124,7 +124,7 @@ class AffineCoupling(ReversibleLayer):
         return (x1, x2), (d1, d2 + d_x2)
 
     def _pull_half(self, layer, a, y, d_y, vjp):
-        """For `y = s(u) x + t`, `(u, t) = layer(a)`: `x`, and d for x, a."""
+        """Undo `y = s(u) x + t`, `(u, t) = layer(a)`: `x`, and d for x, a."""
         value, pullback = vjp(layer, a)
         u, t = self._halves(value)
         s = self._scale(u)

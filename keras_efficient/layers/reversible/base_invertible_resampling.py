@@ -187,7 +187,7 @@ class BaseInvertibleResampling(keras.layers.Layer):
         return ops.einsum(equation, x, matrix)
 
     def _window_axes(self):
-        """The order of axes that brings those of a window behind channels."""
+        """Return the order of axes with those of a window behind channels."""
         last = self.data_format == "channels_last"
         grid = [(1 if last else 2) + 2 * i for i in range(self.rank)]
         window = [axis + 1 for axis in grid]

@@ -10,7 +10,7 @@ from keras_efficient.layers.reversible.sub_layers import with_sub_layers
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class MomentumCoupling(ReversibleLayer):
-    """A residual block with momentum, which makes it invertible.
+    """Couple a position and a velocity: a residual block with an inverse.
 
     The streams are a position `x` and a velocity `v`:
 

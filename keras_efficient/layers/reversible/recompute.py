@@ -1,9 +1,30 @@
-import keras
-from keras import ops
+import inspect
 
-from keras_efficient.autodiff.functional_call import call_layer
-from keras_efficient.autodiff.reversible_run import reversible_run
+import keras
+
+from keras_efficient.autodiff.capture import Call
+from keras_efficient.autodiff.capture import accepted
+from keras_efficient.autodiff.masks import mask_of
+from keras_efficient.autodiff.masks import with_mask
+from keras_efficient.autodiff.recompute import recompute
 from keras_efficient.backend import nested
+
+
+class _Signed:
+    """A `call` that Keras finds to have the signature of the layer inside."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __get__(self, layer, cls=None):
+        if layer is None:
+            return self.call
+
+        def call(*args, **kwargs):
+            return self.call(layer, *args, **kwargs)
+
+        call.__signature__ = vars(layer)["_signature"]
+        return call
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -20,29 +41,34 @@ class Recompute(keras.layers.Layer):
     recomputation drops the same units, seeds and batch statistics move on
     once a step.
 
+    It reads and writes what the layer reads and writes: variables of other
+    layers, such as tied weights, are trained, states are carried on, losses,
+    metrics and masks come out. What cannot be recomputed raises an error: an
+    output in which tensors cannot be found, a sparse or ragged tensor, an
+    input that is written into in place.
+
     Args:
         layer: A `keras.layers.Layer`, or a list of them to be run one after
             the other. Each is one segment; group layers into a segment by
             `keras.Sequential`.
         arguments: Dictionary of further arguments for the `call` of all
-            layers that have them, those that are not tensors, such as
-            `{"use_causal_mask": True}`. Defaults to `None`.
+            layers that have them, such as `{"use_causal_mask": True}`: those
+            that are to be part of the config. Defaults to `None`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
-        inputs: What the (first) layer takes as its first argument.
-        mask: Tensor for all layers whose `call` has this argument.
-        training: Python bool, passed on to all layers.
-        **tensors: Further tensors by name, for the `call` of all layers that
-            have them, such as `value=...` for
-            `keras.layers.MultiHeadAttention`.
+        *args, **kwargs: Those of `layer`, whatever they are: its `call` and
+            this one have the same signature. With a list of layers, the first
+            argument is that of the first layer, further ones are passed by
+            name, to all layers that have them.
 
     Returns:
         What the (last) layer returns.
 
     Raises:
-        TypeError: `layer` is not a layer, or one returns a tensor that is not
-            floating point.
+        TypeError: `layer` is not a layer, it has no such argument, or it
+            returns objects in which tensors cannot be found.
+        ValueError: `layer` is an empty list.
 
     Example:
 
@@ -60,7 +86,6 @@ class Recompute(keras.layers.Layer):
     """
 
     def __init__(self, layer, arguments=None, **kwargs):
-        super().__init__(autocast=False, **kwargs)
         layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
         for entry in layers:
             if not isinstance(entry, keras.layers.Layer):
@@ -70,40 +95,92 @@ class Recompute(keras.layers.Layer):
                 )
         if not layers:
             raise ValueError("`layer` must not be an empty list.")
+        arguments = dict(arguments or {})
+        # Keras asks for it while it initializes the layer.
+        vars(self)["_signature"] = _signature(layers, arguments)
+        super().__init__(autocast=False, **kwargs)
         self.layers = layers
-        self.arguments = dict(arguments or {})
+        self.arguments = arguments
         self.supports_masking = True
+        self.built = True  # it has no variables of its own
+
+    def takes(self, name):
+        """Whether a call has an argument of this name."""
+        parameters = self._signature.parameters
+        return name in parameters or any(
+            accepted(layer, {name: None}) for layer in self.layers
+        )
 
     def build(self, inputs_shape):
-        # Layers are built with all arguments of the call, when they are there.
-        pass
+        """Build the layers, for one tensor of this shape.
 
-    def call(self, inputs, mask=None, training=None, **tensors):
-        tensors = _given(mask, tensors)
+        (A call does it, too, and knows all arguments and their dtypes.)
+        """
+        x = keras.KerasTensor(inputs_shape, self.layers[0].compute_dtype)
+        for layer in self.layers:
+            if type(layer).build is not keras.layers.Layer.build:
+                if not layer.built:
+                    layer.build(x.shape)
+            x = layer.compute_output_spec(x) if layer.built else layer(x)
+
+    @_Signed
+    def call(self, *args, **kwargs):
         if not all(layer.built for layer in self.layers):
-            self._symbolic_call(inputs, tensors)
-        inputs, tensors = nested.map_structure(
-            ops.convert_to_tensor, (inputs, tensors)
+            self._build_by_call(args, kwargs)
+        known = [v for layer in self.layers for v in layer.variables]
+        return recompute(
+            [
+                lambda *outputs, layer=layer, more=more: Call(
+                    layer, outputs or args, more
+                )
+                for layer, more in self._calls(args, kwargs)
+            ],
+            known,
         )
-        options = {**self.arguments, "training": bool(training)}
-        segments = [_Segment(layer) for layer in self.layers]
-        outputs, losses = reversible_run(segments, inputs, tensors, options)
-        for loss in losses:
-            self.add_loss(loss)
+
+    def _build_by_call(self, args, kwargs):
+        try:
+            self.compute_output_spec(*args, **kwargs)
+        except Exception:
+            # Symbolic calls return tensors only.
+            with keras.StatelessScope():
+                for layer, more in self._calls(args, kwargs):
+                    args = (layer(*args, **more),)
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Build the layers and return symbolic outputs."""
+        args, kwargs = nested.map_structure(_symbol, (args, kwargs))
+        for layer, more in self._calls(args, kwargs):
+            outputs = layer(*args, **more)
+            args = (outputs,)
         return outputs
 
-    def compute_output_spec(self, inputs, mask=None, training=None, **tensors):
-        return self._symbolic_call(inputs, _given(mask, tensors))
+    def compute_mask(self, inputs, previous_mask):
+        return None  # the layers have hung theirs on their outputs
 
-    def _symbolic_call(self, inputs, tensors):
-        """Build the layers and return symbolic outputs."""
-        x, tensors = nested.map_structure(
-            lambda x: keras.KerasTensor(x.shape, x.dtype), (inputs, tensors)
-        )
-        options = {**self.arguments, "training": None}
-        for layer in self.layers:
-            x = call_layer(layer, x, tensors, options)
-        return x
+    def _calls(self, args, kwargs):
+        """List pairs of a layer and the keyword arguments of its call."""
+        kwargs = {**self.arguments, **kwargs}
+        if len(self.layers) == 1:
+            return [(self.layers[0], kwargs)]
+        training = {k: kwargs.pop(k) for k in ("training",) if k in kwargs}
+        kwargs = {name: x for name, x in kwargs.items() if x is not None}
+        taken = [
+            {**accepted(layer, kwargs), **training} for layer in self.layers
+        ]
+        lost = kwargs.keys() - {name for part in taken for name in part}
+        if lost - {"mask"}:
+            raise TypeError(
+                f"None of the layers of '{self.name}' takes the argument(s) "
+                f"{sorted(lost)}."
+            )
+        if "mask" in kwargs and kwargs["mask"] is mask_of(args[0]):
+            # That of the input: the layers behind have those of theirs.
+            taken = taken[:1] + [
+                {name: x for name, x in part.items() if name != "mask"}
+                for part in taken[1:]
+            ]
+        return list(zip(self.layers, taken))
 
     def get_config(self):
         layers = map(keras.saving.serialize_keras_object, self.layers)
@@ -119,35 +196,32 @@ class Recompute(keras.layers.Layer):
         return cls(**{**config, "layer": list(layers)})
 
 
-class _Segment:
-    """A layer as a block of a run: it keeps its inputs."""
-
-    keeps_inputs = True
-
-    def __init__(self, layer):
-        self.layer = layer
-        self.trainable_variables = layer.trainable_variables
-        self.non_trainable_variables = layer.non_trainable_variables
-
-    def couple(self, inputs, evaluate):
-        return evaluate(self.layer, inputs)
-
-    def pull_back(self, inputs, cotangents, vjp):
-        _, pullback = vjp(self.layer, inputs)
-        return inputs, pullback(cotangents)
-
-    def standardize(self, y):
-        for x in nested.flatten(y):
-            dtype = keras.backend.standardize_dtype(x.dtype)
-            if not keras.backend.is_float_dtype(dtype):
-                raise TypeError(
-                    "What `Recompute` runs must return floating-point "
-                    f"tensors. Layer '{self.layer.name}' returns one of "
-                    f"dtype {dtype}; leave it outside."
-                )
-        return y
+def _signature(layers, arguments):
+    """The signature of a call: what is in `arguments` need not be given."""
+    if len(layers) > 1:
+        return inspect.signature(_call_of_several)
+    parameters = dict(inspect.signature(layers[0].call).parameters)
+    if "training" not in parameters:
+        parameters["training"] = _keyword("training", None)
+    for name in arguments.keys() & parameters.keys():
+        parameters[name] = _keyword(name, arguments[name])
+    return inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))
 
 
-def _given(mask, tensors):
-    tensors = {"mask": mask, **tensors}
-    return {name: x for name, x in tensors.items() if x is not None}
+def _call_of_several(inputs, mask=None, training=None, **tensors):
+    pass
+
+
+def _keyword(name, default):
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default)
+
+
+def _symbol(x):
+    """Return a symbolic tensor for a tensor, with its mask."""
+    if not (keras.ops.is_tensor(x) or isinstance(x, keras.KerasTensor)):
+        return x
+    mask = mask_of(x)
+    if mask is not None:
+        mask = keras.KerasTensor(mask.shape, mask.dtype)
+    return with_mask(keras.KerasTensor(x.shape, x.dtype), mask)

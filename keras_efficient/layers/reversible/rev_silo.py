@@ -2,6 +2,7 @@ import keras
 
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import check_sub_layers
+from keras_efficient.layers.reversible.sub_layers import compatible
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -94,15 +95,16 @@ class RevSilo(ReversibleLayer):
             for layer in getattr(self, name):
                 check_sub_layers(**{name: layer})
         self.new_scale = new_scale
+        self.bijective = not new_scale
 
     def _down(self, i):
-        """`(j, f_ij)` for all j."""
+        """List `(j, f_ij)` for all j."""
         n = self.num_scales
         start = i * (n - 1) - i * (i - 1) // 2
         return list(zip(range(i + 1, n), self.down[start:]))
 
     def _up(self, i):
-        """`(j, g_ij)` for all j."""
+        """List `(j, g_ij)` for all j."""
         return list(zip(range(i), self.up[i * (i - 1) // 2 :]))
 
     def build_sub_layers(self, shapes, shared):
@@ -112,14 +114,14 @@ class RevSilo(ReversibleLayer):
                 f"Layer '{self.name}' takes a list of {expected} feature maps "
                 f"(new_scale={self.new_scale}). Received: shapes {shapes}"
             )
-        evaluate = self.evaluator(shared, {"training": False})
+        evaluate = self.evaluator(shared, training=False)
         shapes = list(map(tuple, shapes))
 
         def add(layer, i, j):
             y = evaluate(layer, self.symbol(shapes[i]))
             if j == len(shapes):
                 shapes.append(tuple(y.shape))
-            if tuple(y.shape) != shapes[j]:
+            if not compatible(y.shape, shapes[j]):
                 raise ValueError(
                     f"The layer from scale {i} to scale {j} of '{self.name}' "
                     f"must return shape {shapes[j]}. '{layer.name}' returns "

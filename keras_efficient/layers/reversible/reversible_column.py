@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import check_sub_layers
+from keras_efficient.layers.reversible.sub_layers import compatible
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -96,36 +97,36 @@ class ReversibleColumn(ReversibleLayer):
             )
         self.levels = list(levels)
         self.first = first
+        self.bijective = not first
         self.far_feedback = far_feedback
         self.scale = scale
         self.epsilon = epsilon
         self.scales = []
 
-    def build(self, inputs_shape, context_shape=None):
+    def build(self, inputs_shape, context_shape=None, arguments_shape=None):
         expected = 1 if self.first else 1 + len(self.levels)
         if len(inputs_shape) != expected:
             raise ValueError(
                 f"Layer '{self.name}' takes a list of {expected} tensor(s) "
                 f"(first={self.first}). Received: shapes {inputs_shape}"
             )
-        for shape in list(inputs_shape)[1:]:
-            shape = [1 if i else shape[self.axis] for i in range(len(shape))]
-            rest = shape[2:] if self.axis == 1 else []
-            self.scales.append(
-                self.add_weight(
+        for i, shape in enumerate(list(inputs_shape)[1:]):
+            rest = [1] * (len(shape) - 2) if self.axis == 1 else []
+            with keras.name_scope(f"level_{i}"):  # each has a path of its own
+                scale = self.add_weight(
                     name="scale",
-                    shape=(shape[0], *rest),
+                    shape=(shape[self.axis], *rest),
                     initializer=keras.initializers.Constant(self.scale),
                 )
-            )
-        super().build(inputs_shape, context_shape)
+            self.scales.append(scale)
+        super().build(inputs_shape, context_shape, arguments_shape)
 
     def build_sub_layers(self, shapes, shared):
-        evaluate = self.evaluator(shared, {"training": False})
+        evaluate = self.evaluator(shared, training=False)
         below, *c = map(self.symbol, shapes)
         for i, level in enumerate(self.levels):
             below = evaluate(level, [below, *self._above(c, i)])
-            if c and below.shape != c[i].shape:
+            if c and not compatible(below.shape, c[i].shape):
                 raise ValueError(
                     f"Level {i} of '{self.name}' must return shape "
                     f"{c[i].shape}, that of its feature map in the column "
@@ -179,7 +180,7 @@ class ReversibleColumn(ReversibleLayer):
         return (outputs[0], *c), (d_y[0], *d_c)
 
     def _above(self, c, i):
-        """Those of `c` that level i is called on."""
+        """List those of `c` that level i is called on."""
         n = len(self.levels)
         if self.first or i == n - 1:
             return []

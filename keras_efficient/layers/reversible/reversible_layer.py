@@ -2,17 +2,20 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
-from keras_efficient.autodiff.fixed_point import FixedPoint
-from keras_efficient.autodiff.fixed_point import FixedPointFloats
-from keras_efficient.autodiff.functional_call import call_layer
+from keras_efficient.autodiff.capture import IMPLICIT_MASK
+from keras_efficient.autodiff.capture import accepted
+from keras_efficient.autodiff.plain_run import evaluator
+from keras_efficient.autodiff.plain_run import plain_run
 from keras_efficient.autodiff.reconstruction_check import ReconstructionCheck
 from keras_efficient.autodiff.reversible_run import reversible_run
 from keras_efficient.autodiff.scanned_run import scanned_run
-from keras_efficient.autodiff.streams import join
-from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
+from keras_efficient.layers.reversible.block_operations import Couple
+from keras_efficient.layers.reversible.block_operations import Undone
 from keras_efficient.layers.reversible.sub_layers import shared_arguments
 from keras_efficient.layers.reversible.sub_layers import split_shape
+from keras_efficient.layers.reversible.sub_layers import sub_layers
+from keras_efficient.layers.reversible.sub_layers import symbol
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -45,9 +48,16 @@ class ReversibleLayer(keras.layers.Layer):
         context: Tensor or nested structure of tensors for all sub-layers
             whose `call` has an argument `context`; gradients flow back to
             it. Defaults to `None`.
-        mask: Tensor for all sub-layers whose `call` has an argument `mask`.
-            Keras fills it in from the inputs if there is no `context`.
+        mask: Tensor for all sub-layers whose `call` has an argument `mask`,
+            Keras fills it in from the inputs if there is nothing else. (What
+            hangs on the inputs hangs on those of sub-layers, too.)
         training: Python bool, passed on to all sub-layers.
+        **arguments: Further arguments by name, for all sub-layers whose
+            `call` has them: tensors, to which gradients flow back, nested
+            structures of them, or anything else.
+
+    Raises:
+        ValueError: no sub-layer takes the `context`, or one of `arguments`.
 
     Example:
 
@@ -87,6 +97,10 @@ class ReversibleLayer(keras.layers.Layer):
     additive = False
     # Whether the backward pass gets the inputs, for want of an inverse.
     keeps_inputs = False
+    # Whether it undoes another block.
+    undoes = False
+    # Whether all outputs follow from the inputs that `uncouple` gives.
+    bijective = True
 
     def __init__(self, axis=-1, **kwargs):
         # Streams carry their own precision past a mixed policy: in bfloat16
@@ -97,7 +111,7 @@ class ReversibleLayer(keras.layers.Layer):
         )
         self.supports_masking = True
         self.axis = axis
-        self._built_with_context = False
+        self._built_with_arguments = False
 
     # Not `forward`: on PyTorch a layer is a module, and that is its call.
     def couple(self, streams, evaluate):
@@ -143,9 +157,10 @@ class ReversibleLayer(keras.layers.Layer):
         """List the layers that a call runs one after the other."""
         return [self]
 
-    def build(self, inputs_shape, context_shape=None):
-        # With a context, sub-layers are built once its dtypes are known too.
-        if context_shape is None:
+    def build(self, inputs_shape, context_shape=None, arguments_shape=None):
+        # With further arguments, sub-layers are built once their dtypes are
+        # known too.
+        if context_shape is None and arguments_shape is None:
             self.build_sub_layers(self.stream_shapes(inputs_shape), {})
 
     def build_sub_layers(self, shapes, shared):
@@ -156,41 +171,44 @@ class ReversibleLayer(keras.layers.Layer):
             shared: Dictionary of symbolic tensors for sub-layers.
         """
         streams = tuple(map(self.symbol, shapes))
-        _Couple(self).compute_output_spec(streams, shared)
+        Couple(self).compute_output_spec(streams, shared)
 
-    def call(self, inputs, context=None, mask=None, training=None):
-        self._build_with_context(inputs, context)
+    def call(self, inputs, context=None, mask=None, training=None, **arguments):
         kind = type(inputs)
+        shared = shared_arguments(inputs, context, mask, arguments)
+        self._build_with_arguments(inputs, shared)
         inputs, axis = self.standardize_streams(inputs)
-        shared = shared_arguments(context, mask)
-        options = {"training": bool(training)}
-        if self.reversible:
-            scan = self.scan and backend.scan is not None
-            outputs, losses = (scanned_run if scan else reversible_run)(
-                self.couplings(),
-                inputs,
-                shared,
-                options,
-                axis=axis,
-                exact=self.exact,
-                check=self.check and ReconstructionCheck(self.name, self.check),
-            )
-            for loss in losses:
-                self.add_loss(loss)
-        else:
-            outputs = self._run_plainly(inputs, shared, options, axis)
+        scan = self.scan and backend.recomputed_loop is not None
+        outputs = self._run(
+            scanned_run if scan else reversible_run,
+            blocks=self.couplings(),
+            inputs=inputs,
+            shared=shared,
+            training=bool(training),
+            axis=axis,
+        )
         return list(outputs) if kind is list else outputs
 
-    def _run_plainly(self, inputs, shared, options, axis):
-        kind = FixedPointFloats if self.exact else None
-        evaluate = self.evaluator(shared, options, kind)
-        streams = self.to_kind(split(inputs, axis), kind)
-        for block in self.couplings():
-            streams = block.couple(streams, evaluate)
-        return join(self.to_floats(streams, kind), axis)
+    def _run(self, run, **arguments):
+        """Call `run`, or `plain_run` in the plain twin."""
+        if not self.reversible:
+            return plain_run(**arguments, exact=self.exact)
+        check = self.check and ReconstructionCheck(self.name, self.check)
+        return run(**arguments, exact=self.exact, check=check)
 
-    def inverse(self, outputs, context=None, mask=None, training=False):
+    def takes(self, name):
+        """Whether a sub-layer has a call argument of this name."""
+        return name in ("mask", "training") or any(
+            accepted(layer, {name: None}) for layer in sub_layers(self)
+        )
+
+    def inverse(
+        self, outputs, context=None, mask=None, training=False, **arguments
+    ):
         """Return the inputs for which the layer gives `outputs`.
+
+        It is a run of its own: its backward pass reconstructs the outputs
+        from the inputs.
 
         Args:
             outputs: One tensor or a list of streams, as `call` returns them.
@@ -198,6 +216,7 @@ class ReversibleLayer(keras.layers.Layer):
             mask: As in the call.
             training: Python bool. With `True`, BatchNormalization uses the
                 statistics of the batch, and Dropout cannot be inverted.
+            **arguments: As in the call.
 
         Returns:
             The inputs, one tensor or a list, as `outputs`.
@@ -207,16 +226,22 @@ class ReversibleLayer(keras.layers.Layer):
                 f"Layer '{self.name}' has to be built before `inverse` is "
                 "used. Call it on inputs once, or call `build(input_shape)`."
             )
-        is_list = isinstance(outputs, list)
-        streams, axis = self.standardize_streams(outputs)
-        shared = shared_arguments(context, mask)
-        kind = FixedPoint if self.exact else None
-        evaluate = self.evaluator(shared, {"training": training}, kind)
-        streams = self.to_kind(split(streams, axis), kind)
-        for block in reversed(self.couplings()):
-            streams = block.uncouple(streams, evaluate)
-        inputs = join(self.to_floats(streams, kind), axis)
-        return list(inputs) if is_list else inputs
+        kind = type(outputs)
+        shared = shared_arguments(outputs, context, mask, arguments)
+        outputs, axis = self.standardize_streams(outputs)
+        blocks = [Undone(block) for block in reversed(self.couplings())]
+        arguments = {
+            "blocks": blocks,
+            "inputs": outputs,
+            "shared": shared,
+            "training": bool(training),
+            "axis": axis,
+        }
+        if all(block.bijective for block in blocks):
+            inputs = self._run(reversible_run, **arguments)
+        else:
+            inputs = plain_run(**arguments, exact=self.exact)
+        return list(inputs) if kind is list else inputs
 
     def stream_shapes(self, inputs_shape):
         """List the shapes of the streams, given that of the input(s)."""
@@ -232,9 +257,10 @@ class ReversibleLayer(keras.layers.Layer):
         return inputs_shape
 
     def compute_output_spec(
-        self, inputs, context=None, mask=None, training=None
+        self, inputs, context=None, mask=None, training=None, **arguments
     ):
-        self._build_with_context(inputs, context)
+        shared = shared_arguments(inputs, context, mask, arguments)
+        self._build_with_arguments(inputs, shared)
         if not isinstance(inputs, (list, tuple)):
             return self.symbol(inputs.shape)
         shapes = self.compute_output_shape([tuple(x.shape) for x in inputs])
@@ -243,57 +269,37 @@ class ReversibleLayer(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
 
-    def evaluator(self, shared, options, kind=None):
+    def evaluator(self, shared, training, kind=None):
         """Return `evaluate` for a run that stores its activations.
 
         Args:
-            shared: Dictionary of nested tensors for sub-layers.
-            options: Dictionary of other arguments for sub-layers.
-            kind: `FixedPoint`, `FixedPointFloats` or `None`: what streams
-                are of, see `to_kind`.
+            shared: Dictionary of further arguments for sub-layers.
+            training: Python bool.
+            kind: What streams are of, see
+                `autodiff.fixed_point.to_kind`.
         """
+        return evaluator(self, shared, training, kind)
 
-        def evaluate(layer, x):
-            x = self.to_floats(x, kind)
-            y = self.standardize(call_layer(layer, x, shared, options))
-            return self.to_kind(y, kind)
-
-        return evaluate
-
-    def to_kind(self, streams, kind):
-        """Streams as `couple` and `uncouple` see them; `None` is as floats."""
-        return nested.map_structure(kind.of, streams) if kind else streams
-
-    def to_floats(self, streams, kind):
-        """Undo `to_kind`."""
-        dtype = self.compute_dtype
-        floats = (lambda x: x.floats(dtype)) if kind else (lambda x: x)
-        return nested.map_structure(floats, streams)
-
-    def _build_with_context(self, inputs, context):
-        if context is None or self._built_with_context:
+    def _build_with_arguments(self, inputs, shared):
+        """Check that somebody takes them, and build sub-layers with them."""
+        masks = "mask", IMPLICIT_MASK
+        others = {name: x for name, x in shared.items() if name not in masks}
+        lost = [name for name in others if not self.takes(name)]
+        if lost:
+            raise ValueError(
+                f"No sub-layer of '{self.name}' has a call argument of the "
+                f"name(s) {lost}. Received: {sorted(others)}. Name the "
+                "argument as in the `call` of the sub-layer, or leave it out."
+            )
+        if not others or self._built_with_arguments:
             return
         shapes = nested.map_structure(lambda x: tuple(x.shape), inputs)
-        context = nested.map_structure(
-            lambda x: keras.KerasTensor(x.shape, x.dtype), context
-        )
-        self.build_sub_layers(self.stream_shapes(shapes), {"context": context})
-        self._built_with_context = True
+        shared = nested.map_structure(symbol, others)
+        self.build_sub_layers(self.stream_shapes(shapes), shared)
+        self._built_with_arguments = True
 
     def standardize_streams(self, inputs):
         """Return the inputs as tensors, and where to split a single one."""
         if isinstance(inputs, (list, tuple)):
             return tuple(ops.cast(x, self.compute_dtype) for x in inputs), None
         return ops.cast(inputs, self.compute_dtype), self.axis
-
-
-class _Couple(keras.Operation):
-    """`couple` as an operation, which runs on symbolic tensors."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def call(self, streams, shared):
-        evaluate = self.layer.evaluator(shared, {"training": False})
-        return self.layer.couple(streams, evaluate)

@@ -3,6 +3,7 @@ import keras
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
+from keras_efficient.layers.reversible.sub_layers import build_block
 from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
 
 
@@ -63,18 +64,20 @@ class ReversibleParallel(ReversibleLayer):
         super().__init__(axis=blocks[0].axis, **kwargs)
         check_stream_dtype(self, blocks)
         self.blocks = blocks
-        self.additive = all(c.additive for b in blocks for c in b.couplings())
+        couplings = [c for block in blocks for c in block.couplings()]
+        self.additive = all(c.additive for c in couplings)
+        self.bijective = all(c.bijective for c in couplings)
 
-    def build(self, inputs_shape, context_shape=None):
+    def build(self, inputs_shape, context_shape=None, arguments_shape=None):
         if len(inputs_shape) != len(self.blocks):
             raise ValueError(
                 f"Layer '{self.name}' takes a list of {len(self.blocks)} "
                 "streams, one for each block. Received: shapes "
                 f"{inputs_shape}"
             )
+        later = context_shape or arguments_shape
         for block, shape in zip(self.blocks, inputs_shape):
-            if not block.built:
-                block.build(tuple(shape), context_shape)
+            build_block(block, tuple(shape), later)
 
     def build_sub_layers(self, shapes, shared):
         for block, shape in zip(self.blocks, shapes):

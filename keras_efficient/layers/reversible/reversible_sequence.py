@@ -1,6 +1,7 @@
 import keras
 
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
+from keras_efficient.layers.reversible.sub_layers import build_block
 from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
 
 
@@ -36,9 +37,8 @@ class ReversibleSequence(ReversibleLayer):
             (`jax.lax.scan`): compilation then takes the same time at any
             depth, for one more copy of the parameters. For blocks that differ
             in values only. Not for convolutions on a CPU, which XLA computes
-            in loops without its fast code (eight blocks of 16 channels took
-            ten times as long a step). The other backends gain nothing by it
-            and go on without. Defaults to `False`.
+            in loops without its fast code (`guides/benchmarks.md`). The other
+            backends gain nothing by it and go on without. Defaults to `False`.
         check: What to do in a training step whose backward pass does not come
             back to the inputs, because rounding errors have grown too large:
             `"warn"`, `"error"` or `None`. About a thousand numbers of each
@@ -119,11 +119,11 @@ class ReversibleSequence(ReversibleLayer):
     def couplings(self):
         return [c for block in self.blocks for c in block.couplings()]
 
-    def build(self, inputs_shape, context_shape=None):
+    def build(self, inputs_shape, context_shape=None, arguments_shape=None):
         shapes = self.stream_shapes(inputs_shape)
         for block in self.blocks:
             if not block.built:
-                block.build(shapes, context_shape)
+                build_block(block, shapes, context_shape or arguments_shape)
             shapes = block.compute_output_shape(shapes)
         if self.scan:
             _check_identical(self.couplings())
@@ -186,10 +186,17 @@ def _check_blocks(blocks, exact):
 
 def _check_identical(blocks):
     """Raise a `ValueError` unless one block can stand for all in a loop."""
-    blueprints = [
-        _without_names(keras.saving.serialize_keras_object(block))
-        for block in blocks
-    ]
+    try:
+        blueprints = [
+            _without_names(keras.saving.serialize_keras_object(block))
+            for block in blocks
+        ]
+    except NotImplementedError as error:
+        raise ValueError(
+            "`scan=True` compares the blocks by their configurations, and a "
+            "layer among them has none. Define its `get_config`, or use "
+            "`scan=False`."
+        ) from error
     state = [id(v) for block in blocks for v in block.non_trainable_variables]
     if any(other != blueprints[0] for other in blueprints):
         problem = "differ in configuration or shapes"
@@ -206,12 +213,29 @@ def _check_identical(blocks):
 
 def _without_names(config):
     """Leave out of a serialized layer what tells it from its copies."""
+    places = {}
+    _number_names(config, places)
+    return _replace_names(config, places)
+
+
+def _number_names(config, places):
+    if isinstance(config, dict):
+        if isinstance(config.get("name"), str):
+            places.setdefault(config["name"], f"name_{len(places)}")
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for value in config:
+            _number_names(value, places)
+
+
+def _replace_names(config, places):
     if isinstance(config, dict):
         return {
-            key: _without_names(value)
+            key: _replace_names(value, places)
             for key, value in config.items()
-            if key not in ("name", "seed", "shared_object_id")
+            if key not in ("seed", "shared_object_id")
         }
     if isinstance(config, (list, tuple)):
-        return [_without_names(value) for value in config]
-    return config
+        return [_replace_names(value, places) for value in config]
+    # A functional model refers to its layers by name.
+    return places.get(config, config) if isinstance(config, str) else config

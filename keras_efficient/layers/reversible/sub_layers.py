@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_efficient.autodiff.capture import IMPLICIT_MASK
+from keras_efficient.autodiff.masks import mask_of
 from keras_efficient.backend import nested
 
 
@@ -56,7 +58,7 @@ def split_shape(layer, shape):
 
 def pair(layer, shapes, equal=False):
     """Return the shapes of the two streams; raise unless there are two."""
-    if len(shapes) != 2 or (equal and shapes[0] != shapes[1]):
+    if len(shapes) != 2 or (equal and not compatible(*shapes)):
         raise ValueError(
             f"Layer '{layer.name}' takes one tensor or a list of two streams"
             + (", both of the same shape" if equal else "")
@@ -65,17 +67,34 @@ def pair(layer, shapes, equal=False):
     return shapes
 
 
+def build_block(block, shapes, arguments_shape):
+    """Build a block of a sequence, unless it is built."""
+    if block.built:
+        return
+    # Any second argument says that sub-layers are built later on.
+    block.build(shapes, *([] if arguments_shape is None else [arguments_shape]))
+
+
 def build_sub_layer(layer, name, input_shape, output_shape, shared):
     """Build `layer.<name>` and check that it keeps to shapes."""
     sub_layer = getattr(layer, name)
-    evaluate = layer.evaluator(shared, {"training": False})
+    evaluate = layer.evaluator(shared, training=False)
     y = evaluate(sub_layer, layer.symbol(input_shape))
-    if getattr(y, "shape", None) != output_shape:
+    if not compatible(getattr(y, "shape", None), output_shape):
         raise ValueError(
             f"`{name}` must return one tensor of shape {output_shape} for its "
             f"stream of shape {input_shape}. Layer '{sub_layer.name}' returns "
             f"{getattr(y, 'shape', y)}. Give its last layer that many channels."
         )
+
+
+def compatible(shape, other):
+    """Whether two shapes may be the same; `None` is any size."""
+    return (
+        shape is not None
+        and len(shape) == len(other)
+        and all(m == n or None in (m, n) for m, n in zip(shape, other))
+    )
 
 
 def sub_layer_config(**sub_layers):
@@ -89,13 +108,44 @@ def with_sub_layers(config, *names):
     return {**config, **{name: deserialize(config[name]) for name in names}}
 
 
-def shared_arguments(context, mask):
-    """The call arguments for sub-layers, those that there are, as tensors."""
+def shared_arguments(inputs, context, mask, others=None):
+    """Return the call arguments for sub-layers that there are, as tensors."""
     if isinstance(mask, (list, tuple)):  # one for each stream
         mask = next((m for m in mask if m is not None), None)
-    shared = {"context": context, "mask": mask}
+    masks = [mask_of(x) for x in nested.flatten(inputs)]
+    shared = {
+        "context": context,
+        "mask": mask,
+        IMPLICIT_MASK: next((m for m in masks if m is not None), None),
+        **(others or {}),
+    }
     return {
-        name: nested.map_structure(ops.convert_to_tensor, value)
+        name: nested.map_structure(_tensor, value)
         for name, value in shared.items()
         if value is not None
     }
+
+
+def _tensor(x):
+    if isinstance(x, keras.KerasTensor) or not hasattr(x, "__array__"):
+        return x
+    return ops.convert_to_tensor(x)
+
+
+def sub_layers(layer):
+    """List the layers that are attributes of a layer, alone or in lists."""
+    found, new = {}, list(vars(layer).values())
+    while new:
+        value = new.pop()
+        if isinstance(value, keras.layers.Layer):
+            found[id(value)] = value
+        elif isinstance(value, dict):  # PyTorch has its modules in one
+            new += value.values()
+        elif isinstance(value, (list, tuple)):
+            new += value
+    return list(found.values())
+
+
+def symbol(x):
+    has_shape = hasattr(x, "shape") and hasattr(x, "dtype")
+    return keras.KerasTensor(x.shape, x.dtype) if has_shape else x

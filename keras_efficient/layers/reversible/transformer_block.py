@@ -12,7 +12,7 @@ from keras_efficient.layers.reversible.transformer_functions import (
 
 
 class TransformerBlock(ReversibleLayer):
-    """Half steps with a swap, one for each function of the block in turn:
+    """Do half steps with a swap, one for each function of the block in turn:
 
     ```
     (x1, x2) <- (x2, x1 + f(x2))        inverse: (y2 - f(y1), y1)

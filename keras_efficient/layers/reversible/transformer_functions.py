@@ -159,7 +159,7 @@ class CrossAttention(layers.Layer):
 
 
 class FeedForward(layers.Layer):
-    """Two dense layers, the activation between them."""
+    """Apply two dense layers, the activation between them."""
 
     def __init__(
         self, intermediate_dim, activation, epsilon, dropout, **kwargs
@@ -236,7 +236,7 @@ def put(cache, entries, index):
 
 
 def seen(query, key, index):
-    """The mask by which the query at `index + t` sees the keys up to it."""
+    """Return the mask by which query `index + t` sees the keys up to it."""
     at = index + ops.arange(ops.shape(query)[1], dtype="int32")
     of = ops.arange(ops.shape(key)[1], dtype="int32")
     return (of <= at[:, None])[None, None]

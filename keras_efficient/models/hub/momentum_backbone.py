@@ -34,7 +34,7 @@ class ResidualBranch(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class MomentumBackbone(keras_hub.models.Backbone):
-    """A backbone of KerasHub after `to_reversible`, which see.
+    """Run a backbone of KerasHub as `to_reversible` has made it, which see.
 
     Args:
         backbone: A GPT-2 or BERT backbone.
@@ -122,7 +122,7 @@ class MomentumBackbone(keras_hub.models.Backbone):
 
 
 def _parts(backbone):
-    """What comes before and after the transformer layers of a backbone."""
+    """Return what is before and after the transformer layers of a backbone."""
     if isinstance(backbone, keras_hub.models.GPT2Backbone):
         return _before_gpt2(backbone), _after_gpt2(backbone), _GPT2_MASK
     if isinstance(backbone, keras_hub.models.BertBackbone):

@@ -6,10 +6,10 @@ from keras_efficient.models.decoder_stack import DecoderStack
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class ReversibleBackbone(keras_hub.models.Backbone):
-    """A decoder for KerasHub whose activations do not grow with depth.
+    """Decode tokens for KerasHub, with activations that do not grow with depth.
 
-    The network of `keras_efficient.models.ReversibleCausalLM` up to its last
-    hidden states: see there for the equations, the cost and the arguments.
+    This is the network of `keras_efficient.models.ReversibleCausalLM` up to its
+    last hidden states: see there for the equations, the cost and the arguments.
 
     Args:
         vocabulary_size: Integer, the number of tokens.

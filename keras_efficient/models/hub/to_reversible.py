@@ -4,11 +4,11 @@ from keras_efficient.models.hub.momentum_backbone import MomentumBackbone
 def to_reversible(backbone, momentum=None, reversible=True):
     """Make a GPT-2 or BERT backbone reversible, with the weights it has.
 
-    For fine-tuning in less memory. The result takes the place of the backbone
-    in a task of KerasHub and shares its variables. But it computes another,
-    nearby function: a transformer layer takes one residual stream `x` to
-    `layer(x)`, which cannot be undone, so the converted network has a second
-    stream, a velocity. With `m` the momentum:
+    Use it to fine-tune in less memory. The result takes the place of the
+    backbone in a task of KerasHub and shares its variables. It computes
+    another, nearby function: a transformer layer takes one residual stream `x`
+    to `layer(x)`, which cannot be undone, so the converted network has a
+    second stream, a velocity. With `m` the momentum:
 
     ```
     plain:        x <- layer(x)
@@ -24,24 +24,12 @@ def to_reversible(backbone, momentum=None, reversible=True):
     rounding errors grow by `1 / m` a layer.
 
     By default `m = 0.001 ** (1 / layers)`, which bounds this growth by 1000.
-    Measured on GPT-2 backbones of width 64 that were trained for 1000 steps
-    on characters of Python's help texts (nats a character, held out; KL
-    divergence of the converted from the plain predictions; largest error of
-    the gradient of a layer, relative to the plain twin, on JAX):
-
-    | layers | m | plain | converted | KL | after 100 more steps | gradient |
-    |---|---|---|---|---|---|---|
-    | 4 | 0.18 | 1.560 | 1.560 | 0.003 | 1.552 | 1e-4 |
-    | 4 | 0.9 | 1.560 | 2.139 | 0.586 | 1.638 | 3e-7 |
-    | 12 | 0.56 | 1.582 | 1.610 | 0.031 | 1.579 | 4e-4 |
-    | 12 | 0.9 | 1.582 | 1.851 | 0.277 | | 4e-6 |
-
-    Choose more momentum for the gradient, less for the function;
-    `keras_efficient.utils.check_reversibility` measures the first. Use the
-    converted network also after fine-tuning: with the plain wiring the 4 and
-    12 layers came to 1.557 and 1.597 then. If the function has to stay what
-    it is, use `keras_efficient.layers.Recompute`, which keeps one tensor a
-    layer.
+    Choose more momentum for the gradient, less for the function.
+    `keras_efficient.utils.check_reversibility` measures the first;
+    `guides/benchmarks.md` has figures of both. Use the converted network also
+    after fine-tuning: the plain wiring then predicts less well. If the
+    function has to stay what it is, use `keras_efficient.layers.Recompute`,
+    which keeps one tensor a layer.
 
     Args:
         backbone: A `keras_hub.models.GPT2Backbone` or

@@ -1,0 +1,42 @@
+"""Tensors of PyTorch as addresses, for kernels that work on many of them."""
+
+import numpy as np
+import torch
+
+
+class TensorTable:
+    """The addresses of rows of tensors, for one call of a kernel.
+
+    Not for code that Dynamo traces, which has no addresses.
+
+    Attributes:
+        addresses: int64 array with a row for each row, and a column for each
+            tensor of it.
+        likes: List of empty tensors, which tell the dtype of each column, and
+            the device.
+
+    Args:
+        rows: Not empty list of tuples of tensors, with the same dtypes and on
+            the same device. All but the last one of each are contiguous and
+            will be overwritten. Of the last one a copy is made where it is
+            not contiguous.
+    """
+
+    def __init__(self, rows):
+        self._written = [x for row in rows for x in row[:-1]]
+        # A copy has to live as long as the kernel works on it.
+        self._read = [row[-1].detach().contiguous() for row in rows]
+        self.addresses = np.array(
+            [
+                [x.data_ptr() for x in (*row[:-1], last)]
+                for row, last in zip(rows, self._read)
+            ],
+            "int64",
+        )
+        self.likes = [
+            torch.empty(0, dtype=x.dtype, device=x.device) for x in rows[0]
+        ]
+
+    def mark_written(self):
+        """Let autograd notice, as after an operation of its own."""
+        torch.autograd.graph.increment_version(self._written)

@@ -1,0 +1,478 @@
+"""Each public object once: made, called, and made again from its settings.
+
+A new public name is a new row. `python tools/test.py --quick` runs these rows.
+"""
+
+import functools
+import inspect
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.layers import Dense
+
+from keras_efficient import callbacks
+from keras_efficient import config
+from keras_efficient import initializers
+from keras_efficient import kernels
+from keras_efficient import layers
+from keras_efficient import metrics
+from keras_efficient import models
+from keras_efficient import ops as our_ops
+from keras_efficient import optimizers
+from keras_efficient import recompute
+from keras_efficient import regularizers
+from keras_efficient import utils
+from tests.gradients import to_numpy
+from tests.package_test import public_names
+from tests.twins import batch
+
+pytestmark = pytest.mark.quick
+
+ROWS = {}  # from names to what uses all of them
+
+
+def row(*names):
+    def enter(check):
+        ROWS[names] = check
+        return check
+
+    return enter
+
+
+def test_the_rows_are_the_public_names():
+    assert sorted(itertools.chain(*ROWS)) == sorted(public_names())
+
+
+def same_settings(thing):
+    settings = thing.get_config()
+    again = type(thing).from_config(settings)
+    assert again.get_config() == settings
+
+
+def all_finite(*tensors):
+    for array in to_numpy(keras.tree.flatten(tensors)):
+        assert np.isfinite(array.astype("float32")).all()
+
+
+# Layers
+
+
+def dense(units, activation="tanh"):
+    return Dense(units, activation)
+
+
+def check_layer(make, *shapes):
+    layer, x = make(), [batch(2, *shape) for shape in shapes]
+    y = layer(x if len(x) > 1 else x[0])
+    all_finite(y)
+    same_settings(layer)
+    if hasattr(layer, "inverse"):
+        again = to_numpy(keras.tree.flatten(layer.inverse(y)))
+        for ours, theirs in zip(again, x, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def inverse_of_dense():
+    inner = layers.InvertibleDense(4)
+    inner.build((None, 4))
+    return layers.Inverse(inner)
+
+
+def column():
+    return layers.ReversibleColumn([Joined(4), Joined(4)])
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient_tests")
+class Joined(keras.layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense = Dense(units)
+
+    def build(self, shapes):
+        self.dense.build((None, sum(shape[-1] for shape in shapes)))
+
+    def call(self, inputs):
+        return self.dense(ops.concatenate(inputs, -1))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable(package="keras_efficient_tests")
+class Swap(layers.ReversibleLayer):
+    """A user's coupling."""
+
+    def couple(self, streams, evaluate):
+        return streams[::-1]
+
+    def uncouple(self, streams, evaluate):
+        return streams[::-1]
+
+
+def run():
+    couplings = [layers.AdditiveCoupling(dense(4)) for _ in range(2)]
+    return layers.ReversibleSequence(couplings)
+
+
+LAYERS = {
+    "AdditiveCoupling": (lambda: layers.AdditiveCoupling(dense(4)), (8,)),
+    "AffineCoupling": (
+        lambda: layers.AffineCoupling(dense(8), dense(8)),
+        (8,),
+    ),
+    "MomentumCoupling": (lambda: layers.MomentumCoupling(dense(4)), (8,)),
+    "ReversibleLayer": (Swap, (8,)),
+    "ReversibleSequence": (run, (8,)),
+    "ReversibleParallel": (
+        lambda: layers.ReversibleParallel([run(), run()]),
+        *((8,), (8,)),
+    ),
+    "ReversibleColumn": (column, *((4,), (4,), (4,))),
+    "RevSilo": (
+        lambda: layers.RevSilo([[dense(4)]], [[dense(4)]]),
+        *((4,), (4,)),
+    ),
+    "ReversibleMBConv": (lambda: layers.ReversibleMBConv(4), (6, 6, 4)),
+    "ReversibleTransformerEncoder": (
+        lambda: layers.ReversibleTransformerEncoder(12, 2),
+        (5, 16),
+    ),
+    "ReversibleTransformerDecoder": (
+        lambda: layers.ReversibleTransformerDecoder(12, 2, use_rope=True),
+        (5, 16),
+    ),
+    "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
+    "ConvNeXtBlock": (lambda: layers.ConvNeXtBlock(3), (6, 6, 4)),
+    "DepthwiseConv3D": (lambda: layers.DepthwiseConv3D(3), (4, 4, 4, 2)),
+    "MBConv": (lambda: layers.MBConv(4), (6, 6, 4)),
+    "Inverse": (inverse_of_dense, (4,)),
+    "InvertibleDense": (lambda: layers.InvertibleDense(4), (4,)),
+    "InvertibleLeakyReLU": (
+        lambda: layers.InvertibleLeakyReLU(learned=True),
+        (4,),
+    ),
+    "InvertibleResidual": (
+        lambda: layers.InvertibleResidual(
+            layers.InvertibleDense(4, False, "zeros")
+        ),
+        (4,),
+    ),
+    "InvertibleSequential": (
+        lambda: layers.InvertibleSequential([layers.InvertibleDense(4)]),
+        (4,),
+    ),
+}
+for rank in (1, 2, 3):
+    LAYERS[f"InvertibleConv{rank}D"] = (
+        functools.partial(
+            getattr(layers, f"InvertibleConv{rank}D"), 4, 3, padding="same"
+        ),
+        (*(4,) * rank, 4),
+    )
+    for direction in ("Down", "Up"):
+        name = f"Invertible{direction}sampling{rank}D"
+        LAYERS[name] = getattr(layers, name), (*(4,) * rank, 8)
+for name, arguments in LAYERS.items():
+    ROWS[f"layers.{name}",] = functools.partial(check_layer, *arguments)
+
+
+# Models
+
+
+def check_network(build, *arguments, **settings):
+    """A network as `keras.Model`, with the published sizes turned down."""
+    model = build(*arguments, classes=3, **settings)
+    y = model.predict(batch(2, *model.input_shape[1:]), verbose=0)
+    assert y.shape[-1] == 3
+    all_finite(y)
+
+
+IMAGES = {"input_shape": (16, 16, 3)}
+BIFPN = {"channels": (48, 7), "head_channels": (5, 6), "features": 8}
+COLUMNS = {"channels": (4, 6), "depths": (1, 1), "columns": 2}
+
+
+@row("models.RevBiFPN")
+def rev_bifpn():
+    check_network(models.RevBiFPN, **BIFPN, **IMAGES)
+
+
+@row("models.RevCol")
+def rev_col():
+    check_network(models.RevCol, **COLUMNS, **IMAGES)
+
+
+@row("models.ReversibleUNet")
+def reversible_unet():
+    check_network(models.ReversibleUNet, 2, (4, 6), 1, input_shape=(8, 8, 1))
+
+
+@row("models.ReversibleViT")
+def reversible_vit():
+    check_network(models.ReversibleViT, 1, 2, 8, 12, patch_size=8, **IMAGES)
+
+
+def check_size(name, **settings):
+    """Its own settings are counted in `models/vision_models_test.py`."""
+    build = getattr(models, name)
+    model = build(classes=3, **settings, **IMAGES)
+    assert model.output_shape == (None, 3)
+    assert model.name == inspect.signature(build).parameters["name"].default
+
+
+SIZES = {f"RevBiFPNS{i}": {**BIFPN, "extra_silos": 0} for i in range(7)}
+for size in ("Tiny", "Small", "Base", "Large", "XLarge", "Huge"):
+    SIZES[f"RevCol{size}"] = COLUMNS
+for name, settings in SIZES.items():
+    ROWS[f"models.{name}",] = functools.partial(check_size, name, **settings)
+
+
+@row(
+    *("models.ReversibleViTTiny", "models.ReversibleViTSmall"),
+    "models.ReversibleViTBase",
+)
+def vits():
+    try:  # variables have shapes and no values
+        with keras.StatelessScope(initialize_variables=False):
+            for size in ("Tiny", "Small", "Base"):
+                check_size(f"ReversibleViT{size}")
+    finally:
+        keras.utils.clear_session()
+
+
+@row("models.ReversibleCausalLM")
+def language_model():
+    model = models.ReversibleCausalLM(11, 1, 4, 8, 12)
+    tokens = np.array([[1, 2, 3]])
+    assert model.predict(tokens, verbose=0).shape == (1, 3, 11)
+    assert ops.shape(model.generate(tokens, 1)) == (1, 4)
+    same_settings(model)
+
+
+@row("models.InvertibleAutoencoder")
+def autoencoder():
+    model = models.InvertibleAutoencoder([layers.InvertibleDense(4)])
+    x = batch(2, 4)
+    np.testing.assert_allclose(*to_numpy([model(x)]), x, atol=1e-5)
+    same_settings(model)
+
+
+def translator():
+    judges = [models.PatchDiscriminator((2,)) for _ in "ab"]
+    conv = layers.InvertibleConv2D(3, 1)
+    return models.InvAutoTranslator([conv], *judges)
+
+
+@row(
+    *("models.InvAutoTranslator", "models.PatchDiscriminator"),
+    "callbacks.TranslationGrid",
+)
+def translation():
+    model, x = translator(), batch(2, 4, 4, 3).clip(-1, 1)
+    model.compile(run_eagerly=keras.config.backend() != "jax")
+    logs = model.fit(x, x, verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+    same_settings(model)
+    same_settings(model.discriminator_a)
+    grid = callbacks.TranslationGrid("picture.png", x, x)
+    grid.set_model(model)
+
+
+# What trains
+
+
+def check_optimizer(cls):
+    optimizer = cls(0.1)
+    variable = keras.Variable(batch(64, 64), name="kernel")
+    before = to_numpy([variable])[0].copy()
+    optimizer.apply([ops.convert_to_tensor(batch(64, 64))], [variable])
+    after = to_numpy([variable])[0]
+    assert np.isfinite(after).all() and np.any(after != before)
+    same_settings(optimizer)
+
+
+for name in (
+    *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
+    *("LDAdam", "MicroAdam", "SinkGD"),
+):
+    cls = getattr(optimizers, name)
+    ROWS[f"optimizers.{name}",] = functools.partial(check_optimizer, cls)
+
+
+@row("callbacks.AutoDrop", "callbacks.BanditLearningRate")
+def schedules():
+    x = batch(8, 2)
+    for callback in (
+        callbacks.AutoDrop("epoch"),
+        callbacks.BanditLearningRate([0.1, 0.01]),
+    ):
+        model = keras.Sequential([keras.Input((2,)), Dense(1)])
+        model.compile("sgd", "mse")
+        logs = model.fit(
+            *(x, x[:, :1], 4), epochs=2, verbose=0, callbacks=[callback]
+        ).history
+        assert len(logs["learning_rate"]) == 2
+
+
+@row("initializers.DeltaOrthogonal")
+def initializer():
+    start = initializers.DeltaOrthogonal()
+    all_finite(start((3, 3, 4, 4)))
+    same_settings(start)
+
+
+@row("regularizers.Orthonormal")
+def regularizer():
+    penalty = regularizers.Orthonormal()
+    assert abs(float(penalty(ops.eye(4)))) < 1e-5
+    assert float(penalty(2 * ops.eye(4))) > 1e-5
+    same_settings(penalty)
+
+
+@row("metrics.OrthonormalityError")
+def metric():
+    error = metrics.OrthonormalityError()
+    assert float(error(np.eye(4), np.eye(4))) == 0
+    same_settings(error)
+
+
+# Functions
+
+
+@row("ops.adam_step", "ops.sink_gd_step")
+def plain_steps():
+    g = ops.convert_to_tensor(batch(8, 64))
+    zeros = ops.zeros((8, 64))
+    all_finite(our_ops.adam_step(g, zeros, zeros, 1), our_ops.sink_gd_step(g))
+
+
+@row(
+    "ops.quantize_4bit",
+    "ops.dequantize_4bit",
+    "ops.quantize_8bit",
+    "ops.dequantize_8bit",
+)
+def codes():
+    x = batch(8, 64)
+    for quantize, dequantize, atol in (
+        (our_ops.quantize_8bit, our_ops.dequantize_8bit, 0.03),
+        (our_ops.quantize_4bit, our_ops.dequantize_4bit, 0.3),
+    ):
+        again = to_numpy([dequantize(*quantize(ops.convert_to_tensor(x)))])[0]
+        np.testing.assert_allclose(again.reshape(x.shape), x, atol=atol)
+
+
+@row(
+    "ops.adam_8bit_step",
+    "ops.Adam8bitState",
+    "ops.lion_8bit_step",
+    "ops.sgd_8bit_step",
+)
+def steps_of_8_bits():
+    g = ops.convert_to_tensor(batch(8, 64))
+    signed = our_ops.quantize_8bit(ops.zeros((8, 64)))
+    square = our_ops.quantize_8bit(ops.zeros((8, 64)), signed=False)
+    state = our_ops.Adam8bitState(*signed, *square)
+    all_finite(our_ops.adam_8bit_step(g, state, 1)[0])
+    all_finite(our_ops.lion_8bit_step(g, *signed)[0])
+    all_finite(our_ops.sgd_8bit_step(g, *signed)[0])
+
+
+@row("ops.block_top_k")
+def top_k():
+    values = our_ops.block_top_k(ops.convert_to_tensor(batch(2, 64)), 3)[1]
+    assert tuple(ops.shape(values)) == (2, 3)
+
+
+@row("ops.micro_adam_step", "ops.MicroAdamState", "ops.ld_adam_step")
+def steps_of_an_optimizer():
+    g = ops.convert_to_tensor(batch(64, 64))
+    micro = optimizers.MicroAdam()
+    micro.build([keras.Variable(g)])
+    slots = [v.value for v in micro.variables[2:]]
+    state = our_ops.MicroAdamState(*slots)
+    all_finite(our_ops.micro_adam_step(g, state, 1)[0])
+    projector = ops.eye(64)[:, :4]
+    moments = ops.zeros((4, 64)), ops.zeros((4, 64))
+    all_finite(our_ops.ld_adam_step(g, (projector, *moments), 1)[0])
+
+
+@row("kernels.numba_ffi")
+def numba_kernel():
+    pytest.importorskip("numba")
+
+    @kernels.numba_ffi(outputs={"y": "x"})
+    def double(x, y):
+        y[:] = 2 * x
+
+    x = ops.convert_to_tensor(batch(3))
+    np.testing.assert_array_equal(*to_numpy([double(x), 2 * x]))
+
+
+@row("config.set_kernels", "config.kernels", "config.report")
+def settings_of_the_package():
+    before = config.kernels()
+    config.set_kernels("off")
+    assert config.kernels() == "off"
+    config.set_kernels(before)
+    assert config.report(verbose=0)
+
+
+@row("recompute")
+def recomputing():
+    blocks = [keras.Sequential([Dense(16), Dense(4)]) for _ in range(3)]
+    model = keras.Sequential([keras.Input((4,)), *blocks])
+    assert recompute(model) is model
+    all_finite(model(batch(2, 4), training=True))
+
+
+@row("utils.check_reversibility")
+def reversibility():
+    layer = run()
+    layer(batch(4, 8))
+    found = utils.check_reversibility(layer, batch(4, 8))
+    assert max(found.reconstruction) < 1e-4
+
+
+@row(
+    "utils.memory_report",
+    "utils.MemoryReport",
+    "utils.MemoryUsage",
+    "utils.LayerMemory",
+    "utils.saved_activation_bytes",
+    "utils.optimizer_state_bytes",
+)
+def memory():
+    model = keras.Sequential([keras.Input((8,)), Dense(64), Dense(1)])
+    model.compile("adam", "mse")
+    report = utils.memory_report(model, 16, verbose=0)
+    assert isinstance(report, utils.MemoryReport)
+    assert isinstance(report.usage["as it is"], utils.MemoryUsage)
+    assert isinstance(report.layers[0], utils.LayerMemory)
+    assert utils.saved_activation_bytes(model, batch(16, 8)) > 0
+    model.optimizer.build(model.trainable_variables)
+    state = utils.optimizer_state_bytes(model.optimizer)
+    assert state >= 2 * 4 * model.count_params()
+
+
+@row("utils.peak_bytes")
+def peak():
+    assert utils.peak_bytes(lambda: np.ones(2**22).sum()) >= 0
+
+
+@row("utils.plot_learning_rate")
+def plot():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    logs = {"loss": [2.0, 1.0], "learning_rate": [0.1, 0.1]}
+    assert utils.plot_learning_rate(logs).axes
+    matplotlib.pyplot.close("all")
+
+
+@pytest.mark.parametrize("check", ROWS.values(), ids=[n[0] for n in ROWS])
+def test_can_be_made_and_used(check):
+    check()
