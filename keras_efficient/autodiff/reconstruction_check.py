@@ -122,7 +122,9 @@ def _sample(x):
     """Every n-th number of `x`, as float32; an odd n meets all channels."""
     size = functools.reduce(lambda a, b: a * b, ops.shape(x), 1)
     step = size // SAMPLES // 2 * 2 + 1
-    return ops.cast(ops.reshape(x, (-1,))[::step], "float32")
+    x = ops.reshape(x, (-1,))[::step]
+    # In a graph of TensorFlow a step that is a tensor takes the rank away.
+    return ops.cast(ops.reshape(x, (-1,)), "float32")
 
 
 def _add(x, scalar):
