@@ -26,8 +26,8 @@ class Call:
     Args:
         layer: A built Keras layer.
         args: Tuple of positional arguments.
-        kwargs: Dictionary of keyword arguments.
-        training: Python bool, or `None` for the default of the layer.
+        kwargs: Dictionary of keyword arguments, with `training`: in the
+            backward pass there are no layers around that would tell.
         standardize: Function of the outputs, applied to them at once.
 
     Attributes:
@@ -35,9 +35,8 @@ class Call:
             holds on to the call deletes them (`forget`).
     """
 
-    def __init__(self, layer, args, kwargs, training, standardize=None):
+    def __init__(self, layer, args, kwargs, standardize=None):
         self.layer = layer
-        self.training = training
         self.standardize = standardize
         leaves = nested.flatten((args, kwargs))
         self.structure = nested.skeleton((args, kwargs))
@@ -86,11 +85,7 @@ class Call:
             with_mask(tensors[i], mask)
         for i, x in zip(self.places, tensors):
             leaves[i] = x
-        args, kwargs = nested.pack(self.structure, leaves)
-        if self.training is not None:
-            # In the backward pass there are no layers around that would tell.
-            kwargs = {"training": self.training, **kwargs}
-        return args, kwargs
+        return nested.pack(self.structure, leaves)
 
     def forget(self):
         """Let go of the tensors, once they have been used."""

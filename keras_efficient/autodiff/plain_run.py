@@ -1,12 +1,12 @@
 """A run of blocks that stores its activations, the plain twin of the others."""
 
 from keras_efficient.autodiff.capture import call_arguments
-from keras_efficient.autodiff.fixed_point import round_to_fixed
-from keras_efficient.autodiff.fixed_point import to_fixed
-from keras_efficient.autodiff.fixed_point import to_float
+from keras_efficient.autodiff.fixed_point import FixedPoint
+from keras_efficient.autodiff.fixed_point import FixedPointFloats
+from keras_efficient.autodiff.fixed_point import to_floats
+from keras_efficient.autodiff.fixed_point import to_kind
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
-from keras_efficient.backend import nested
 
 
 def plain_run(blocks, inputs, shared, training, axis=None, exact=False):
@@ -16,32 +16,23 @@ def plain_run(blocks, inputs, shared, training, axis=None, exact=False):
     `exact`: the rounding has a gradient. Blocks that undo others run on the
     integers themselves.
     """
-    streams = split(inputs, axis)
-    on_integers = exact and blocks[0].undoes
-    if on_integers:
-        streams = nested.map_structure(to_fixed, streams)
-    elif exact:
-        streams = nested.map_structure(round_to_fixed, streams)
+    kind = None
+    if exact:
+        kind = FixedPoint if blocks[0].undoes else FixedPointFloats
+    streams = to_kind(split(inputs, axis), kind)
     for block in blocks:
-        evaluate = evaluator(block, shared, training, exact, on_integers)
+        evaluate = evaluator(block, shared, training, kind)
         streams = block.couple(streams, evaluate)
-    if on_integers:
-        dtype = blocks[0].compute_dtype
-        streams = nested.map_structure(lambda i: to_float(i, dtype), streams)
-    return join(streams, axis)
+    return join(to_floats(streams, kind, blocks[0].compute_dtype), axis)
 
 
-def evaluator(block, shared, training, exact=False, on_integers=False):
+def evaluator(block, shared, training, kind=None):
     """Return `evaluate` for a run that stores its activations."""
 
     def evaluate(layer, x):
+        x = to_floats(x, kind, block.compute_dtype)
         known = call_arguments(layer, x, shared)
         y = block.standardize(layer(x, **{**known, "training": training}))
-        return nested.map_structure(round_to_fixed, y) if exact else y
+        return to_kind(y, kind)
 
-    def evaluate_on_integers(layer, i):
-        dtype = block.compute_dtype
-        x = nested.map_structure(lambda i: to_float(i, dtype), i)
-        return nested.map_structure(to_fixed, evaluate(layer, x))
-
-    return evaluate_on_integers if on_integers else evaluate
+    return evaluate

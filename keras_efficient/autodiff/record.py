@@ -41,6 +41,7 @@ class Record(keras.StatelessScope):
 
     def __enter__(self):
         super().__enter__()
+        self._place = backend.place()
         if self.through is None:
             around = self.original_scope
             self.through = backend.gradients_flow_through_assignments or (
@@ -58,8 +59,10 @@ class Record(keras.StatelessScope):
         key = id(variable)
         if key not in self.state_mapping:
             self.variables[key] = variable  # else its id may be used again
-            self.first[key] = self.fetch(variable)
-            self.state_mapping[key] = self.delay(self.first[key])
+            # Not in the graph of a branch that happens to read it first.
+            with self._place():
+                self.first[key] = self.fetch(variable)
+                self.state_mapping[key] = self.delay(self.first[key])
         return self.state_mapping[key]
 
     def fetch(self, variable):

@@ -19,8 +19,10 @@ from keras_efficient import backend
 from keras_efficient.autodiff.backward import Backward
 from keras_efficient.autodiff.capture import Call
 from keras_efficient.autodiff.capture import call_arguments
-from keras_efficient.autodiff.fixed_point import to_fixed
-from keras_efficient.autodiff.fixed_point import to_float
+from keras_efficient.autodiff.fixed_point import FixedPoint
+from keras_efficient.autodiff.fixed_point import to_floats
+from keras_efficient.autodiff.fixed_point import to_kind
+from keras_efficient.autodiff.reconstruction_check import is_finite
 from keras_efficient.autodiff.replay import Replay
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
@@ -28,7 +30,9 @@ from keras_efficient.autodiff.tape import Tape
 from keras_efficient.backend import nested
 
 
-def reversible_run(blocks, inputs, shared, training, axis=None, exact=False):
+def reversible_run(
+    blocks, inputs, shared, training, axis=None, exact=False, check=None
+):
     """Run `blocks` over `inputs` without keeping what lies between them.
 
     Args:
@@ -42,19 +46,20 @@ def reversible_run(blocks, inputs, shared, training, axis=None, exact=False):
             for the blocks. (Joined again, they are kept once, as the output.)
         exact: Python bool. Whether blocks see streams as fixed-point
             integers.
+        check: `ReconstructionCheck` or `None`.
 
     Returns:
         The outputs of the last block. Variables have been written, and losses
         added.
     """
-    run = ReversibleRun(blocks, shared, training, axis, exact)
+    run = ReversibleRun(blocks, shared, training, axis, exact, check)
     return run.run((inputs, run.tensors))
 
 
 class ReversibleRun(Tape):
     """The tape of a run. See `reversible_run` for the arguments."""
 
-    def __init__(self, blocks, shared, training, axis, exact):
+    def __init__(self, blocks, shared, training, axis, exact, check):
         variables = {id(v): v for block in blocks for v in block.variables}
         super().__init__(variables.values())
         self.blocks = blocks
@@ -63,7 +68,12 @@ class ReversibleRun(Tape):
         self.tensors = [x for x in nested.flatten(shared) if ops.is_tensor(x)]
         self.training = training
         self.axis = axis
-        self.exact = exact
+        self.kind = FixedPoint if exact else None
+        self.check = check
+        # For some blocks, where a few of the numbers that they get are kept;
+        # and where it is kept whether the outputs are finite.
+        self.samples = {}
+        self.finite = None
         self.passes = []  # one of each block
         self.last = None
         self.keeps_outputs = not exact and not blocks[-1].keeps_inputs
@@ -78,12 +88,20 @@ class ReversibleRun(Tape):
 
     def forward(self, inputs, tensors):
         shared = self.share(tensors)
-        streams = self.write(split(inputs, self.axis))
-        for block in self.blocks:
+        streams = self.pack(self.write(split(inputs, self.axis)))
+        width = 0
+        for i, block in enumerate(self.blocks):
+            # Of the first inputs, and of those where streams have been added:
+            # what is dropped on the way back leaves no trace in what is before.
+            if self.check and len(streams) > width:
+                width = len(streams)
+                self.samples[i] = self.keep_all(self.check.keep(streams))
             streams = self.forward_of(block, streams, shared)
-        if self.exact:
+        if self.check:
+            _, (_, self.finite) = self.keep_all(is_finite(streams))
+        if self.kind:
             self.last = self.keep_all(streams)
-        return join(self.read(streams), self.axis)
+        return join(self.read(self.unpack(streams)), self.axis)
 
     def forward_of(self, block, streams, shared):
         first = len(self.entries)
@@ -96,11 +114,12 @@ class ReversibleRun(Tape):
         def evaluate(layer, x):
             x = self.read(x)
             known = call_arguments(layer, x, shared)
-            call = Call(layer, (x,), known, self.training, block.standardize)
+            known = {**known, "training": self.training}
+            call = Call(layer, (x,), known, block.standardize)
             results = self.record(call, len(nested.flatten(x)))
             return self.write(call.results.outputs(results))
 
-        streams = block.couple(streams, evaluate)
+        streams = self.pack(block.couple(self.unpack(streams), evaluate))
         self.passes.append(
             Pass(
                 block,
@@ -118,14 +137,23 @@ class ReversibleRun(Tape):
 
     def read(self, streams):
         """What sub-layers see of streams."""
-        if not self.exact:
-            return streams
-        dtype = self.blocks[0].compute_dtype
-        return nested.map_structure(lambda i: to_float(i, dtype), streams)
+        return to_floats(streams, self.kind, self.blocks[0].compute_dtype)
 
     def write(self, y):
         """What streams take up of the output of a sub-layer."""
-        return nested.map_structure(to_fixed, y) if self.exact else y
+        return to_kind(y, self.kind)
+
+    def pack(self, streams):
+        """Streams as tensors, to be handed on to the next block."""
+        if self.kind is None:
+            return streams
+        return nested.map_structure(lambda x: x.values, streams)
+
+    def unpack(self, tensors):
+        """Undo `pack`."""
+        if self.kind is None:
+            return tensors
+        return nested.map_structure(self.kind, tensors)
 
     def references_of_steps(self):
         for one in self.passes:
@@ -162,10 +190,11 @@ class Pass(typing.NamedTuple):
 class _BackwardOfRun(Backward):
     def __init__(self, run, outputs, given, kept, *values):
         super().__init__(run, given, kept, *values)
+        self.failed = []
+        self.alarm = None
         self.streams = ()
         if run.last is not None:
-            structure, *slots = run.last
-            self.streams = nested.pack(structure, [kept[i] for _, i in slots])
+            self.streams = self.kept_in(run.last)
         elif run.keeps_outputs:
             self.streams = split(nested.pack(run.outputs, outputs), run.axis)
         d_outputs = [
@@ -190,8 +219,33 @@ class _BackwardOfRun(Backward):
             structure, *slots = one.inputs
             known = nested.pack(structure, map(self.value, slots))
         replay = Replay(self, one)
-        self.streams, self.d_streams = replay.pull_back(known, self.d_streams)
+        streams, self.d_streams = replay.pull_back(
+            self.tape.unpack(known), self.d_streams
+        )
+        self.streams = self.tape.pack(streams)
+        self.compare(step)
         return self.end(step)
+
+    def kept_in(self, places):
+        """Undo `ReversibleRun.keep_all`."""
+        structure, *slots = places
+        return nested.pack(structure, [self.kept[i] for _, i in slots])
+
+    def compare(self, step):
+        """Compare what has been reconstructed with the samples of it."""
+        run = self.tape
+        if step in run.samples:
+            samples = self.kept_in(run.samples[step])
+            self.failed.append(run.check.failed(samples, self.streams))
+        if run.check and not step:
+            finite = self.kept[run.finite]
+            self.alarm = run.check.sound(self.failed, finite)
+
+    def walk(self, sources):
+        total = super().walk(sources)
+        if self.alarm is not None:
+            total = self.tape.check.mark(total, self.alarm)
+        return total
 
     def arguments(self):
         d_inputs = nested.flatten(join(self.d_streams, self.tape.axis))

@@ -9,18 +9,21 @@ forward pass, so there is nothing to hold back either.
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.autodiff.reconstruction_check import is_finite
 from keras_efficient.autodiff.reversible_run import ReversibleRun
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
 
 
-def scanned_run(blocks, inputs, shared, training, axis=None, exact=False):
+def scanned_run(
+    blocks, inputs, shared, training, axis=None, exact=False, check=None
+):
     """Do what `reversible_run` does, for blocks that differ in values only.
 
     See there for arguments and results. The code of the first block is used
     for all; no two blocks may share a variable that is written.
     """
-    loop = Loop(blocks, shared, training, axis, exact)
+    loop = Loop(blocks, shared, training, axis, exact, check)
     outputs, losses, updates = backend.recomputed_loop(
         loop, inputs, loop.tape.tensors
     )
@@ -36,26 +39,42 @@ def scanned_run(blocks, inputs, shared, training, axis=None, exact=False):
 class Loop:
     """What `backend.recomputed_loop` takes. See `reversible_run`."""
 
-    def __init__(self, blocks, shared, training, axis, exact):
+    def __init__(self, blocks, shared, training, axis, exact, check):
         self.blocks = blocks
         self.length = len(blocks)
         self.axis = axis
-        self.tape = _OneBlock(blocks[:1], shared, training, None, exact)
+        self.check = check
+        self.tape = _OneBlock(blocks[:1], shared, training, None, exact, None)
         self.places = {id(v): i for i, v in enumerate(blocks[0].variables)}
 
     def enter(self, inputs):
         """Turn the inputs of the run into the streams of the first block."""
-        return self.tape.write(split(inputs, self.axis))
+        return self.tape.pack(self.tape.write(split(inputs, self.axis)))
 
     def leave(self, streams):
         """Turn the streams of the last block into the outputs of the run."""
-        return join(self.tape.read(streams), self.axis)
+        return join(self.tape.read(self.tape.unpack(streams)), self.axis)
 
     def enter_cotangents(self, d_outputs):
         return split(d_outputs, self.axis)
 
     def leave_cotangents(self, d_streams):
         return join(d_streams, self.axis)
+
+    def keep(self, first, last):
+        """Return what `compare` needs of the first and the last streams."""
+        return self.check and (self.check.keep(first), is_finite(last))
+
+    def compare(self, seen, streams, gradients):
+        """Compare reconstructed streams; return what becomes of gradients."""
+        if not self.check:
+            return gradients
+        samples, finite = seen
+        failed = self.check.failed(samples, streams)
+        alarm = self.check.sound([failed], finite)
+        if alarm is None:
+            return gradients
+        return self.check.mark(gradients, alarm)
 
     def values_of_sources(self):
         """List the values of each source, one for each block."""

@@ -16,9 +16,13 @@ Every module here offers the same functions:
   `gradients_flow_through_assignments`, `as_tensor(value)`,
   `stopped(variable, live)`,
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
-  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`;
+  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`, `place()`;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
+- `alarm(failed, warn, fail, in_program)`: a warning or an error where a
+  condition holds, from inside of a compiled program too;
+- `leaf_gradients(layer, call, inputs)`: gradients of all that is trainable,
+  by the keys in `leaves(layer)`, for measuring;
 - `run_compiled(fn, args, owner, key)`: `fn(*args)` as one XLA program, where
   the backend does not compile all there is;
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward;
@@ -65,16 +69,20 @@ else:
 Capture = _capture.Capture
 as_tensor = _capture.as_tensor
 copied = _capture.copied
+alarm = _backend.alarm
 custom_vjp = _backend.custom_vjp
 gradients_flow_through_assignments = _capture.gradients_flow_through_assignments
 is_dense = _capture.is_dense
 is_float = _capture.is_float
 is_traced = _capture.is_traced
 label = _memory.label
+leaf_gradients = _backend.leaf_gradients
+leaves = _backend.leaves
 link = _capture.link
 needs_gradient = _capture.needs_gradient
 not_differentiable = _backend.not_differentiable
 peak_bytes = _memory.peak_bytes
+place = _capture.place
 record_random = _backend.record_random
 recomputed = _recompute.recomputed
 recomputed_loop = _loop and _loop.recomputed_loop

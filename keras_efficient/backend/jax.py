@@ -1,9 +1,11 @@
 """The primitives on JAX."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 
 from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
@@ -128,6 +130,36 @@ def _first_bits(x):
     return jax.lax.bitcast_convert_type(first, "int32").sum()
 
 
+def alarm(failed, warn, fail, in_program):
+    """Let it be known if `failed` holds.
+
+    Args:
+        failed: Boolean tensor without axes.
+        warn: Function without arguments.
+        fail: Function without arguments that raises an error. It is called
+            instead of `warn` where Python runs the program. Or `None`.
+        in_program: Function from `failed` to a tensor, zero, that does what
+            `warn` does when it is computed in a compiled program; or `None`.
+
+    Returns:
+        `None`, or in a compiled program a tensor, zero, that has to be used.
+    """
+    if not isinstance(failed, jax.core.Tracer):
+        if failed:
+            (fail or warn)()
+        return None
+
+    def callback():
+        jax.debug.callback(lambda failed: failed and warn(), failed)
+        return jnp.zeros((), "float32")
+
+    return jax.lax.cond(
+        failed,
+        functools.partial(in_program, failed) if in_program else callback,
+        lambda: jnp.zeros((), "float32"),
+    )
+
+
 def record_random(fn):
     """Random numbers come from seeds, which are variables: no more to keep."""
     return fn(), []
@@ -135,6 +167,36 @@ def record_random(fn):
 
 def replay_random(state):
     return contextlib.nullcontext()
+
+
+def leaves(layer):
+    """Return a key for each trainable tensor of a layer."""
+    return {id(v) for v in layer.variables if v.trainable}
+
+
+def leaf_gradients(layer, call, inputs):
+    """Differentiate `sum(call(inputs) ** 2) / 2`, as a training step does.
+
+    Args:
+        layer: The Keras layer that `call` calls. It is not changed.
+        call: Function of `inputs`.
+        inputs: Nested structure of tensors.
+
+    Returns:
+        `(gradients, input_gradients)`, the first by the keys of `leaves`: of
+        all trainable tensors that the call reads. On JAX only those of the
+        layer itself can be known.
+    """
+    params = [v for v in layer.variables if v.trainable]
+    state = [(v, v.value) for v in layer.variables if not v.trainable]
+
+    def fn(values, inputs):
+        with keras.StatelessScope([*zip(params, values), *state]):
+            return call(inputs)
+
+    outputs, pullback = vjp(fn, [v.value for v in params], inputs)
+    gradients, input_gradients = pullback(outputs)
+    return dict(zip(map(id, params), gradients)), input_gradients
 
 
 def run_compiled(fn, args, owner, key):

@@ -39,12 +39,13 @@ def recomputed_loop(loop, inputs, tensors):
             )
             return results[:count], (results[count:], kept)
 
-        streams = nested.flatten(loop.enter(inputs))
+        first = nested.flatten(loop.enter(inputs))
         streams, (more, kept) = jax.lax.scan(
-            step, streams, stacked, length=loop.length
+            step, first, stacked, length=loop.length
         )
         outputs = loop.leave(nested.pack(structure, streams))
-        return (outputs, more), (streams, kept)
+        seen = loop.keep(first, streams)
+        return (outputs, more), (streams, kept, seen)
 
     @jax.custom_vjp
     def node(*args):
@@ -54,11 +55,11 @@ def recomputed_loop(loop, inputs, tensors):
         needed, stacked, others, (inputs, tensors) = without_marks(
             stacked, others, (inputs, tensors)
         )
-        results, (streams, kept) = run(stacked, others, inputs, tensors)
-        return results, (needed, streams, stacked, tensors, kept)
+        results, kept = run(stacked, others, inputs, tensors)
+        return results, (needed, stacked, tensors, kept)
 
     def pull_back(residuals, d_results):
-        needed, streams, stacked, tensors, kept = residuals
+        needed, stacked, tensors, (streams, kept, seen) = residuals
         d_outputs, d_more = d_results
         d_streams = nested.flatten(
             loop.enter_cotangents(nested.map_structure(_dense, d_outputs))
@@ -84,13 +85,14 @@ def recomputed_loop(loop, inputs, tensors):
             return (streams, d_arguments[:count], d_tensors), d_sources
 
         zeros = [jnp.zeros_like(x) if is_float(x) else None for x in tensors]
-        (_, d_streams, d_tensors), d_stacked = jax.lax.scan(
+        (streams, d_streams, d_tensors), d_stacked = jax.lax.scan(
             step,
             (streams, d_streams, zeros),
             (stacked, kept, list(map(cotangent, d_more))),
             reverse=True,
             length=loop.length,
         )
+        d_stacked = loop.compare(seen, streams, d_stacked)
         d_inputs = loop.leave_cotangents(nested.pack(structure, d_streams))
         return d_stacked, [None] * len(program.others), d_inputs, d_tensors
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+import keras
 import tensorflow as tf
 
 from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
@@ -156,6 +157,21 @@ def _first_bits(x):
     return tf.reduce_sum(tf.bitcast(first, tf.int32))
 
 
+def alarm(failed, warn, fail, in_program):
+    """Let it be known if `failed` holds.
+
+    See `keras_efficient.backend.jax.alarm`. On a GPU nothing is said from
+    inside of a graph: XLA has no way out of there on TensorFlow.
+    """
+    if tf.executing_eagerly():
+        if failed:
+            (fail or warn)()
+        return None
+    if in_program is None:
+        return tf.zeros(())
+    return tf.cond(failed, lambda: in_program(failed), lambda: tf.zeros(()))
+
+
 def record_random(fn):
     """Random numbers come from seeds, which are variables: no more to keep."""
     return fn(), []
@@ -163,6 +179,31 @@ def record_random(fn):
 
 def replay_random(state):
     return contextlib.nullcontext()
+
+
+def leaves(layer):
+    """Return a key for each trainable tensor of a layer."""
+    return {v.value.ref() for v in layer.variables if v.trainable}
+
+
+def leaf_gradients(layer, call, inputs):
+    """Differentiate `sum(call(inputs) ** 2) / 2`, as a training step does.
+
+    See `keras_efficient.backend.jax.leaf_gradients`.
+    """
+    inputs = tf.nest.map_structure(tf.identity, inputs)
+    state = [(v, v.value) for v in layer.variables if not v.trainable]
+    with tf.GradientTape() as tape, keras.StatelessScope(state):
+        tape.watch(inputs)
+        outputs = tf.nest.flatten(call(inputs))
+    frozen = {v.value.ref() for v in layer.variables if not v.trainable}
+    variables = [v for v in tape.watched_variables() if v.ref() not in frozen]
+    gradients, input_gradients = tape.gradient(
+        outputs, (variables, inputs), outputs, unconnected_gradients="zero"
+    )
+    keys = [variable.ref() for variable in variables]
+    gradients = map(tf.convert_to_tensor, gradients)
+    return dict(zip(keys, gradients)), input_gradients
 
 
 def run_compiled(fn, args, owner, key):

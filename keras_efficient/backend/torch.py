@@ -1,7 +1,9 @@
 """The primitives on PyTorch."""
 
+import collections
 import contextlib
 
+import keras
 import torch
 
 from keras_efficient.backend import nested
@@ -159,6 +161,30 @@ def segment(fn, *args, after=()):
     return fn(*args)
 
 
+def alarm(failed, warn, fail, in_program):
+    """Let it be known if `failed` holds.
+
+    See `keras_efficient.backend.jax.alarm`. A GPU is not waited for in order
+    to warn: what it finds is looked at in the next call.
+    """
+    while _alarms and _alarms[0][0].query():
+        _, found, say = _alarms.popleft()
+        if found:
+            say()
+    if fail or failed.device.type != "cuda":
+        if failed:
+            (fail or warn)()
+        return
+    found = failed.to("cpu", non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    _alarms.append((event, found, warn))
+
+
+# What GPUs have been asked: `(event, answer, warn)`.
+_alarms = collections.deque()
+
+
 def record_random(fn):
     """Return `fn()` and what `replay_random` needs to repeat its draws.
 
@@ -190,6 +216,55 @@ def replay_random(state):
         for device_state in state[1:]:
             torch.cuda.set_rng_state(device_state)
         yield
+
+
+def leaves(layer):
+    """Return a key for each trainable tensor of a layer."""
+    return {id(p) for p in layer.parameters() if p.requires_grad}
+
+
+def leaf_gradients(layer, call, inputs):
+    """Differentiate `sum(call(inputs) ** 2) / 2`, as a training step does.
+
+    See `keras_efficient.backend.jax.leaf_gradients`.
+    """
+    inputs = nested.map_structure(
+        lambda x: x.detach().requires_grad_(x.is_floating_point()), inputs
+    )
+    state = [(v, v.value) for v in layer.variables if not v.trainable]
+    buffers = [(b, b.clone()) for b in layer.buffers()]  # of modules
+    with torch.enable_grad(), keras.StatelessScope(state):
+        outputs = [y for y in nested.flatten(call(inputs)) if y.requires_grad]
+    floats = [x for x in nested.flatten(inputs) if x.requires_grad]
+    found = [*floats, *_graph_leaves(outputs, floats)]
+    gradients = torch.autograd.grad(
+        *(outputs, found, [y.detach() for y in outputs]),
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    given = iter(gradients)
+    input_gradients = nested.map_structure(
+        lambda x: next(given) if x.requires_grad else None, inputs
+    )
+    return dict(zip(map(id, found[len(floats) :]), given)), input_gradients
+
+
+def _graph_leaves(outputs, inputs):
+    """List the tensors that gradients flow to, but for `inputs`."""
+    nodes, seen, found = [y.grad_fn for y in outputs], set(), []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [parent for parent, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and all(leaf is not x for x in inputs):
+            found.append(leaf)
+    return found
 
 
 def run_compiled(fn, args, owner, key):

@@ -15,6 +15,10 @@ from keras_efficient.backend.torch import replay_random
 gradients_flow_through_assignments = False
 
 
+def place():
+    return contextlib.nullcontext
+
+
 def is_dense(x):
     return isinstance(x, torch.Tensor) and x.layout == torch.strided
 
@@ -82,12 +86,13 @@ class Capture:
         self.call = call
         versions = [x._version for x in tensors]
         buffers = _buffers(call.layer)
-        before = [(b, b._version, b.clone()) for b in buffers]
+        before = [b.clone() for b in buffers]
         start = torch.autograd._get_sequence_nr()
         results, self.random = record_random(lambda: call(tensors, record))
         if versions != [x._version for x in tensors]:
             raise ValueError(WRITES_INTO_ITS_INPUT.format(call.layer.name))
-        self.buffers = [(b, old) for b, n, old in before if b._version != n]
+        # All of them: kernels of PyTorch write some without a new version.
+        self.buffers = list(zip(buffers, before))
         self.variables = [record.variables[key] for key in record.first]
         self.through = record.through
         self.record = type(record)

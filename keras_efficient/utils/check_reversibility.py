@@ -1,4 +1,4 @@
-import typing
+import math
 import warnings
 
 import keras
@@ -8,38 +8,33 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_efficient import backend
-from keras_efficient.autodiff.record import values
+from keras_efficient.autodiff.capture import call_arguments
+from keras_efficient.autodiff.fixed_point import FixedPoint
+from keras_efficient.autodiff.fixed_point import to_floats
+from keras_efficient.autodiff.fixed_point import to_kind
 from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import shared_arguments
+from keras_efficient.utils import reversibility
+from keras_efficient.utils.discrete_choices import jumps
+from keras_efficient.utils.reversibility import Reversibility
+from keras_efficient.utils.sizes import largest
 
-
-class Reversibility(typing.NamedTuple):
-    """What `check_reversibility` found.
-
-    Attributes:
-        reconstruction: For each block, the largest error of its reconstructed
-            inputs, relative to their largest entry.
-        gradient: For each block, the relative error (in the 2-norm) of the
-            gradient of its variables; 0 for a block without variables.
-        inputs: The relative error of the gradient of the inputs.
-        discrete: Names of the sub-layers that make discrete choices.
-    """
-
-    reconstruction: list
-    gradient: list
-    inputs: float
-    discrete: list
+# What a pass allows where all sub-layers return float32, and where some
+# return 16 bits.
+_LIMIT, _LIMIT_16_BITS = 1e-3, 3e-2
 
 
 def check_reversibility(layer, inputs, context=None, mask=None):
-    """Measure how well a layer recomputes its activations, and print a table.
+    """Measure how well a layer recomputes its activations, and give a verdict.
 
     The blocks run forward, in inference mode, and are then undone one after
     the other, each from what the one behind it gave back, as in the backward
     pass. The gradient of `sum(outputs ** 2) / 2` in training mode is compared
-    with that of the plain twin, which stores its activations.
+    with that of the plain twin, which stores its activations: the gradient of
+    the inputs and of all that is trainable, whoever owns it, as a training
+    step gets it. (On JAX, of the variables of the layer.)
 
     Errors around 1e-6 to 1e-4 are rounding, and grow slowly with depth. Larger
     ones point to an `uncouple` that does not fit its `couple`, or to a scale or
@@ -48,20 +43,26 @@ def check_reversibility(layer, inputs, context=None, mask=None):
     recomputation now and then. Such sub-layers are looked for, with small
     changes of their inputs, and reported by a warning.
 
+    The check passes if no error is above 1e-3 (3e-2 where a layer computes in
+    16 bits). Of other layers with an `inverse`, such as invertible layers
+    and resamplings, `inverse(layer(inputs))` is compared with the inputs; they
+    store their activations, so their gradients are those of Keras.
+
     Args:
-        layer: A built `keras_efficient.layers.ReversibleLayer`. It is not
-            changed.
+        layer: A built layer with a method `inverse`. It is not changed.
         inputs: As in its call: array or tensor, or a list of streams.
         context: As in its call.
         mask: As in its call.
 
     Returns:
-        A named tuple of the figures in the table: `reconstruction` and
-        `gradient`, lists with one entry a block, `inputs`, the error of the
-        gradient of the inputs, and `discrete`, names of sub-layers.
+        A named tuple of the figures in the table and the verdict:
+        `reconstruction` and `gradient`, lists with one entry a block,
+        `inputs`, the error of the gradient of the inputs, `discrete`, names of
+        sub-layers, `passed`, a boolean, and `reason`, a string that says why
+        it failed and what to do.
 
     Raises:
-        TypeError: `layer` is not a reversible layer.
+        TypeError: `layer` has no `inverse`.
         ValueError: `layer` is not built.
 
     Example:
@@ -71,29 +72,31 @@ def check_reversibility(layer, inputs, context=None, mask=None):
     run = keras_efficient.layers.ReversibleSequence([block])
     x = keras.random.normal((4, 16))
     run(x)
-    errors = keras_efficient.utils.check_reversibility(run, x)
+    found = keras_efficient.utils.check_reversibility(run, x)
+    assert found.passed, found.reason
     ```
     """
-    if not isinstance(layer, ReversibleLayer):
+    if not isinstance(layer, keras.layers.Layer) or not callable(
+        getattr(layer, "inverse", None)
+    ):
         raise TypeError(
-            "`layer` must be a `keras_efficient.layers.ReversibleLayer`, such "
-            f"as a `ReversibleSequence`. Received: {layer} (of type "
-            f"{type(layer)}). Pass the layer, not the model around it."
+            "`layer` must be a layer with a method `inverse`, such as a "
+            f"`keras_efficient.layers.ReversibleSequence`. Received: {layer} "
+            f"(of type {type(layer)}). Pass the layer, not the model around it."
         )
     if not layer.built:
         raise ValueError(
             f"Layer '{layer.name}' has to be built. Call it on inputs once."
         )
     inputs = nested.map_structure(ops.convert_to_tensor, inputs)
-    shared = shared_arguments(None, context, mask)
-    reconstruction, discrete = _reconstruct(layer, inputs, shared)
-    found = Reversibility(
-        reconstruction, *_compare_gradients(layer, inputs, shared), discrete
-    )
+    if isinstance(layer, ReversibleLayer):
+        found = _of_a_run(layer, inputs, shared_arguments(None, context, mask))
+    else:
+        found = _of_an_inverse(layer, inputs)
     _print(layer, found)
-    if discrete:
+    if found.discrete:
         warnings.warn(
-            f"Sub-layers {discrete} jump where their inputs change by a "
+            f"Sub-layers {found.discrete} jump where their inputs change by a "
             "little: they make discrete choices (rounding, top-k, argmax), "
             "and rounding errors of the reconstruction flip some of them. "
             "Use `ReversibleSequence(..., exact=True)`, which reconstructs "
@@ -103,108 +106,134 @@ def check_reversibility(layer, inputs, context=None, mask=None):
     return found
 
 
+def _of_a_run(layer, inputs, shared):
+    reconstruction, discrete, limit = _reconstruct(layer, inputs, shared)
+    gradient, others, d_inputs = _compare_gradients(layer, inputs, shared)
+    names = [block.name for block in layer.couplings()]
+    problems = [
+        (_far(reconstruction, limit), names, reversibility.RECONSTRUCTION),
+        (
+            [math.isnan(error) for error in gradient],
+            names,
+            reversibility.NO_GRADIENT,
+        ),
+        (_far(gradient, limit), names, reversibility.GRADIENT),
+        (_far([others], limit), ["others"], reversibility.OTHERS),
+        (_far([d_inputs], limit), ["inputs"], reversibility.INPUTS),
+        ([not layer.exact] * len(discrete), discrete, reversibility.DISCRETE),
+    ]
+    # A reconstruction is undone from the last block on.
+    reason = next(
+        (
+            text.format(name=[n for n, bad in zip(names, found) if bad][-1])
+            for found, names, text in problems
+            if any(found)
+        ),
+        "",
+    )
+    return Reversibility(
+        reconstruction, gradient, d_inputs, discrete, not reason, reason
+    )
+
+
+def _of_an_inverse(layer, inputs):
+    outputs = layer(inputs)
+    again = layer.inverse(outputs)
+    error = _relative(nested.flatten(again), nested.flatten(inputs))
+    reason = ""
+    if error > _limit([outputs, again]):
+        reason = reversibility.INVERSE.format(name=layer.name)
+    return Reversibility([error], [], None, [], not reason, reason)
+
+
+def _far(errors, limit):
+    return [error > limit or error == math.inf for error in errors]
+
+
+def _limit(tensors):
+    dtypes = [
+        keras.backend.standardize_dtype(x.dtype)
+        for x in nested.flatten(tensors)
+    ]
+    short = any(dtype in ("bfloat16", "float16") for dtype in dtypes)
+    return _LIMIT_16_BITS if short else _LIMIT
+
+
 def _reconstruct(layer, inputs, shared):
-    """Return the error of each block, and names of discrete sub-layers."""
-    evaluate = layer.evaluator(shared, False, on_integers=layer.exact)
-    on_floats = layer.evaluator(shared, False)
-    discrete = set()
+    """Return the error of each block, discrete sub-layers, and the limit."""
+    kind, dtype = FixedPoint if layer.exact else None, layer.compute_dtype
+    evaluate = layer.evaluator(shared, training=False, kind=kind)
+    on_floats = layer.evaluator(shared, training=False)
+    discrete, limits = set(), [_LIMIT]
 
     def probe(sub_layer, x):
-        floats = layer.to_float(x) if layer.exact else x
-        if _jumps(lambda x: on_floats(sub_layer, x), floats):
+        floats = to_floats(x, kind, dtype)
+        known = call_arguments(sub_layer, floats, shared)
+        limits.append(_limit(sub_layer(floats, **known, training=False)))
+        if jumps(lambda x: on_floats(sub_layer, x), floats):
             discrete.add(sub_layer.name)
         return evaluate(sub_layer, x)
 
     streams = split(*layer.standardize_streams(inputs))
-    stored = [layer.to_fixed(streams) if layer.exact else streams]
+    stored = [to_kind(streams, kind)]
     for block in layer.couplings():
         stored.append(block.couple(stored[-1], probe))
     errors, again = [], stored.pop()
     for block in reversed(layer.couplings()):
         again = block.uncouple(again, evaluate)
         errors.append(
-            max(
-                _size(ops.subtract(a, b)) / max(_size(b), 1e-30)
-                for a, b in zip(again, stored.pop())
+            _relative(
+                to_floats(again, kind, dtype),
+                to_floats(stored.pop(), kind, dtype),
             )
         )
-    return errors[::-1], sorted(discrete)
-
-
-def _jumps(fn, x):
-    """Return whether `fn` jumps on the way from `x` to a point nearby.
-
-    Of the entry of `fn` that changes most on the way, the half of the way
-    with the larger change is followed, ten times. What is left of the change
-    of a continuous function is about a thousandth; a jump stays whole.
-    """
-
-    def value(x):
-        y = nested.flatten(fn(x))
-        y = [ops.convert_to_numpy(ops.cast(v, "float32")).ravel() for v in y]
-        return np.concatenate(y)
-
-    rng = np.random.default_rng(0)
-    away = nested.map_structure(
-        lambda x: ops.cast(0.1 * _size(x) * rng.normal(size=x.shape), x.dtype),
-        x,
-    )
-
-    def at(t):
-        return value(nested.map_structure(lambda x, d: x + t * d, x, away))
-
-    left, right, y_left, y_right = 0.0, 1.0, at(0.0), at(1.0)
-    followed = np.argmax(np.abs(y_right - y_left))
-    whole = abs(y_right[followed] - y_left[followed])
-    if whole < 1e-2 * np.max(np.abs(y_left)):
-        return False
-    for _ in range(10):
-        middle = (left + right) / 2
-        y = at(middle)
-        if abs(y[followed] - y_left[followed]) > abs(
-            y_right[followed] - y[followed]
-        ):
-            right, y_right = middle, y
-        else:
-            left, y_left = middle, y
-    return abs(y_right[followed] - y_left[followed]) > 0.2 * whole
+    return errors[::-1], sorted(discrete), max(limits)
 
 
 def _compare_gradients(layer, inputs, shared):
-    """Return the error of each block, and that of the inputs."""
-    params, state = layer.trainable_variables, layer.non_trainable_variables
+    """Return the errors of blocks, of other variables and of the inputs."""
 
-    def gradient(reversible):
-        def fn(param_values, inputs):
-            scope = keras.StatelessScope(
-                zip(params + state, [*param_values, *values(state)])
-            )
-            with scope:
-                return layer(inputs, training=True, **shared)
-
+    def gradients(reversible):
         before, layer.reversible = layer.reversible, reversible
         try:
-            y, pullback = backend.vjp(fn, values(params), inputs)
-            return pullback(y)
+            return backend.leaf_gradients(
+                layer, lambda x: layer(x, training=True, **shared), inputs
+            )
         finally:
             layer.reversible = before
 
-    (d_params, d_inputs), random = backend.record_random(lambda: gradient(True))
+    (ours, d_inputs), random = backend.record_random(lambda: gradients(True))
     with backend.replay_random(random):
-        plain_d_params, plain_d_inputs = gradient(False)
-    pair_of = {
-        id(v): pair for v, *pair in zip(params, d_params, plain_d_params)
-    }
-    errors = [
-        _relative_in_norm([pair_of[id(v)] for v in block.trainable_variables])
-        for block in layer.couplings()
-    ]
+        plain, plain_d_inputs = gradients(False)
+
+    def error(keys):
+        keys = keys & plain.keys()
+        pairs = [(ours.get(key, 0.0), plain[key]) for key in keys]
+        if keys and not any(largest(b) for _, b in pairs):
+            return math.nan
+        return _relative_in_norm(pairs)
+
+    of_blocks = [backend.leaves(block) for block in layer.couplings()]
+    others = error(plain.keys() - set().union(*of_blocks))
     pairs = zip(nested.flatten(d_inputs), nested.flatten(plain_d_inputs))
-    return errors, _relative_in_norm(list(pairs))
+    pairs = [pair for pair in pairs if pair[1] is not None]
+    return list(map(error, of_blocks)), others, _relative_in_norm(pairs)
 
 
-def _size(x):
-    return float(np.max(np.abs(ops.convert_to_numpy(x).astype("float64"))))
+def _relative(again, before):
+    """Return the largest error of tensors relative to their largest entry.
+
+    What padding has added to `again` is not looked at.
+    """
+    errors = []
+    for a, b in zip(again, before, strict=True):
+        a = a[tuple(slice(n) for n in b.shape)]
+        if a.shape != b.shape:
+            return math.inf
+        a, b = (ops.cast(x, "float32") for x in (a, b))
+        error = largest(ops.subtract(a, b)) / max(largest(b), 1e-30)
+        errors.append(math.inf if math.isnan(error) else error)
+    return max(errors)
 
 
 def _relative_in_norm(pairs):
@@ -218,12 +247,23 @@ def _relative_in_norm(pairs):
 
 
 def _print(layer, found):
+    """Print a table of the figures, and the verdict."""
     table = Table(
         "block", "reconstruction error", "gradient error", title=layer.name
     )
-    for block, *errors in zip(
-        layer.couplings(), found.reconstruction, found.gradient
-    ):
-        table.add_row(block.name, *[f"{error:.1e}" for error in errors])
-    table.add_row("inputs", "", f"{found.inputs:.1e}")
-    Console().print(table)
+    is_run = isinstance(layer, ReversibleLayer)
+    blocks = layer.couplings() if is_run else [layer]
+    gradient = found.gradient or [None] * len(blocks)
+    for block, error, d in zip(blocks, found.reconstruction, gradient):
+        table.add_row(block.name, _figure(error), _figure(d))
+    table.add_row("inputs", "", _figure(found.inputs))
+    console = Console()
+    console.print(table)
+    verdict = "Passed." if found.passed else f"Failed: {found.reason}"
+    console.print(verdict, markup=False, highlight=False, soft_wrap=True)
+
+
+def _figure(error):
+    if error is None:
+        return "as in Keras"
+    return "none to compare" if math.isnan(error) else f"{error:.1e}"

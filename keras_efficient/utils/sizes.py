@@ -2,6 +2,8 @@ import math
 import re
 
 import keras
+import numpy as np
+from keras import ops
 
 
 def bytes_of(tree):
@@ -19,3 +21,9 @@ def bytes_of(tree):
 def _itemsize(dtype):
     bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
     return int(bits.group()) // 8 if bits else 1
+
+
+def largest(x):
+    """Return the largest magnitude in a tensor; 0 if it is empty."""
+    x = ops.convert_to_numpy(ops.cast(x, "float32"))
+    return float(np.max(np.abs(x.astype("float64")), initial=0.0))

@@ -3,6 +3,7 @@ import keras
 from keras_efficient.layers.invertible.invertible_sequential import (
     inverse_shape,
 )
+from keras_efficient.layers.invertible.invertible_sequential import inverse_spec
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -22,7 +23,7 @@ class Inverse(keras.layers.Layer):
         inputs: A tensor, as `layer` returns it.
 
     Returns:
-        A tensor, as `layer` takes it.
+        A tensor, as `layer` takes it, in the dtype of `layer`.
 
     Raises:
         TypeError: `layer` has no `inverse`.
@@ -43,7 +44,7 @@ class Inverse(keras.layers.Layer):
     """
 
     def __init__(self, layer, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # `layer` casts
         if not callable(getattr(layer, "inverse", None)):
             raise TypeError(
                 "`layer` must have a method `inverse`, such as "
@@ -70,8 +71,11 @@ class Inverse(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return inverse_shape(self.layer, input_shape)
 
-    def compute_inverse_shape(self, output_shape):
-        return self.layer.compute_output_shape(output_shape)
+    def compute_output_spec(self, inputs):
+        return inverse_spec(self.layer, inputs)
+
+    def compute_inverse_spec(self, outputs):
+        return self.layer.compute_output_spec(outputs)
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)

@@ -5,6 +5,8 @@ import warnings
 import keras
 from keras import ops
 
+from keras_efficient.backend import nested
+
 
 class InvertibleLayer(keras.layers.Layer):
     """Base class of layers that invert themselves with their own variables.
@@ -39,18 +41,26 @@ class InvertibleLayer(keras.layers.Layer):
     def compute_inverse_shape(self, output_shape):
         return tuple(output_shape)
 
+    def compute_inverse_spec(self, outputs):
+        """Return `inverse` of symbolic outputs, as `compute_output_spec`."""
+        shape = self.compute_inverse_shape(outputs.shape)
+        return keras.KerasTensor(shape, self.compute_dtype)
+
     def _standardize(self, x, method):
         if not self.built:
             raise ValueError(
                 f"Layer '{self.name}' has to be built before `{method}` is "
                 "used. Call it on inputs once, or call `build(input_shape)`."
             )
-        if isinstance(x, keras.KerasTensor):
+        if any(isinstance(t, keras.KerasTensor) for t in nested.flatten(x)):
             raise ValueError(
                 f"`{method}` takes a tensor of values. Received the symbolic "
                 f"{x}. In the functional API use "
                 "`keras_efficient.layers.Inverse(layer)`."
             )
+        return self._to_tensors(x)
+
+    def _to_tensors(self, x):
         return ops.convert_to_tensor(x, self.compute_dtype)
 
     def _warn_of_loss(self, inputs, outputs):

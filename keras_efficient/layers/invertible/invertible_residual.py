@@ -1,4 +1,5 @@
 import keras
+from keras import ops
 
 from keras_efficient.layers.invertible.base_invertible_conv import (
     BaseInvertibleConv,
@@ -34,7 +35,8 @@ class InvertibleResidual(InvertibleLayer):
         inputs: A tensor.
 
     Returns:
-        A tensor of the same shape.
+        A tensor of the same shape, of the block's compute dtype. F computes
+        in its own.
 
     Raises:
         TypeError: `layer` is not one of the linear invertible layers.
@@ -82,15 +84,16 @@ class InvertibleResidual(InvertibleLayer):
             )
 
     def call(self, inputs):
-        return inputs + self.layer(inputs)
+        x = ops.cast(inputs, self.compute_dtype)
+        return x + ops.cast(self.layer(x), x.dtype)
 
     def linear(self, inputs):
         x = super().linear(inputs)
-        return x + self.layer.linear(x)
+        return x + ops.cast(self.layer.linear(x), x.dtype)
 
     def adjoint(self, outputs):
         y = super().adjoint(outputs)
-        return y + self.layer.adjoint(y)
+        return y + ops.cast(self.layer.adjoint(y), y.dtype)
 
     def _invert(self, outputs):
         return self.adjoint(outputs)

@@ -1,5 +1,7 @@
 import keras
+from keras import ops
 
+from keras_efficient.backend import nested
 from keras_efficient.layers.invertible.invertible_layer import InvertibleLayer
 
 
@@ -21,7 +23,7 @@ class InvertibleSequential(InvertibleLayer):
         inputs: What the first layer takes.
 
     Returns:
-        What the last layer returns.
+        What the last layer returns, in the dtype of that layer.
 
     Raises:
         TypeError: a layer has no `inverse`.
@@ -44,7 +46,9 @@ class InvertibleSequential(InvertibleLayer):
     """
 
     def __init__(self, layers, **kwargs):
-        super().__init__(**kwargs)
+        # Every layer casts its inputs itself, also those that take float32
+        # where the policy of the stack is a mixed one.
+        super().__init__(autocast=False, **kwargs)
         layers = list(layers)
         if not layers:
             raise ValueError("`layers` must hold at least one layer.")
@@ -80,6 +84,9 @@ class InvertibleSequential(InvertibleLayer):
             y = layer.adjoint(y)
         return y
 
+    def _to_tensors(self, x):
+        return nested.map_structure(ops.convert_to_tensor, x)
+
     def _invert(self, outputs):
         for layer in reversed(self.layers):
             outputs = layer.inverse(outputs)
@@ -100,10 +107,18 @@ class InvertibleSequential(InvertibleLayer):
             input_shape = layer.compute_output_shape(input_shape)
         return input_shape
 
+    def compute_output_spec(self, inputs):
+        for layer in self.layers:
+            inputs = layer.compute_output_spec(inputs)
+        return inputs
+
     def compute_inverse_shape(self, output_shape):
+        return inverse_shape(self, output_shape)
+
+    def compute_inverse_spec(self, outputs):
         for layer in reversed(self.layers):
-            output_shape = inverse_shape(layer, output_shape)
-        return output_shape
+            outputs = inverse_spec(layer, outputs)
+        return outputs
 
     def get_config(self):
         layers = map(keras.saving.serialize_keras_object, self.layers)
@@ -117,10 +132,15 @@ class InvertibleSequential(InvertibleLayer):
 
 def inverse_shape(layer, output_shape):
     """Return the shape of `layer.inverse` for this shape of outputs."""
-    if hasattr(layer, "compute_inverse_shape"):
-        return layer.compute_inverse_shape(output_shape)
     symbol = keras.KerasTensor(output_shape, layer.compute_dtype)
-    return tuple(_Inversion(layer).compute_output_spec(symbol).shape)
+    return tuple(inverse_spec(layer, symbol).shape)
+
+
+def inverse_spec(layer, outputs):
+    """Return `layer.inverse` of symbolic outputs."""
+    if hasattr(layer, "compute_inverse_spec"):
+        return layer.compute_inverse_spec(outputs)
+    return _Inversion(layer).compute_output_spec(outputs)
 
 
 class _Inversion(keras.Operation):

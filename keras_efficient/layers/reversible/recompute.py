@@ -127,12 +127,11 @@ class Recompute(keras.layers.Layer):
     def call(self, *args, **kwargs):
         if not all(layer.built for layer in self.layers):
             self._build_by_call(args, kwargs)
-        training = kwargs.pop("training", None)
         known = [v for layer in self.layers for v in layer.variables]
         return recompute(
             [
                 lambda *outputs, layer=layer, more=more: Call(
-                    layer, outputs or args, more, training
+                    layer, outputs or args, more
                 )
                 for layer, more in self._calls(args, kwargs)
             ],
@@ -150,7 +149,6 @@ class Recompute(keras.layers.Layer):
 
     def compute_output_spec(self, *args, **kwargs):
         """Build the layers and return symbolic outputs."""
-        kwargs.pop("training", None)
         args, kwargs = nested.map_structure(_symbol, (args, kwargs))
         for layer, more in self._calls(args, kwargs):
             outputs = layer(*args, **more)
@@ -165,8 +163,11 @@ class Recompute(keras.layers.Layer):
         kwargs = {**self.arguments, **kwargs}
         if len(self.layers) == 1:
             return [(self.layers[0], kwargs)]
+        training = {k: kwargs.pop(k) for k in ("training",) if k in kwargs}
         kwargs = {name: x for name, x in kwargs.items() if x is not None}
-        taken = [accepted(layer, kwargs) for layer in self.layers]
+        taken = [
+            {**accepted(layer, kwargs), **training} for layer in self.layers
+        ]
         lost = kwargs.keys() - {name for part in taken for name in part}
         if lost - {"mask"}:
             raise TypeError(

@@ -4,10 +4,9 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient.autodiff.capture import IMPLICIT_MASK
 from keras_efficient.autodiff.capture import accepted
-from keras_efficient.autodiff.fixed_point import to_fixed
-from keras_efficient.autodiff.fixed_point import to_float
 from keras_efficient.autodiff.plain_run import evaluator
 from keras_efficient.autodiff.plain_run import plain_run
+from keras_efficient.autodiff.reconstruction_check import ReconstructionCheck
 from keras_efficient.autodiff.reversible_run import reversible_run
 from keras_efficient.autodiff.scanned_run import scanned_run
 from keras_efficient.backend import nested
@@ -88,12 +87,13 @@ class ReversibleLayer(keras.layers.Layer):
 
     # Whether the backward pass reconstructs activations or finds them stored.
     reversible = True
-    # Whether streams are 32-bit fixed-point integers inside, see
-    # `ReversibleSequence`.
+    # Whether streams are integers inside, see `ReversibleSequence`.
     exact = False
     # Whether identical blocks are compiled as a loop.
     scan = False
-    # Whether `couple` only adds and subtracts (`exact` needs that).
+    # What to do where the backward pass does not come back to the inputs.
+    check = "warn"
+    # Whether `couple` only adds, subtracts and negates, as `exact` needs it.
     additive = False
     # Whether the backward pass gets the inputs, for want of an inverse.
     keeps_inputs = False
@@ -179,11 +179,22 @@ class ReversibleLayer(keras.layers.Layer):
         self._build_with_arguments(inputs, shared)
         inputs, axis = self.standardize_streams(inputs)
         scan = self.scan and backend.recomputed_loop is not None
-        run = scanned_run if scan else reversible_run
-        outputs = (run if self.reversible else plain_run)(
-            self.couplings(), inputs, shared, bool(training), axis, self.exact
+        outputs = self._run(
+            scanned_run if scan else reversible_run,
+            blocks=self.couplings(),
+            inputs=inputs,
+            shared=shared,
+            training=bool(training),
+            axis=axis,
         )
         return list(outputs) if kind is list else outputs
+
+    def _run(self, run, **arguments):
+        """Call `run`, or `plain_run` in the plain twin."""
+        if not self.reversible:
+            return plain_run(**arguments, exact=self.exact)
+        check = self.check and ReconstructionCheck(self.name, self.check)
+        return run(**arguments, exact=self.exact, check=check)
 
     def takes(self, name):
         """Whether a sub-layer has a call argument of this name."""
@@ -219,10 +230,17 @@ class ReversibleLayer(keras.layers.Layer):
         shared = shared_arguments(outputs, context, mask, arguments)
         outputs, axis = self.standardize_streams(outputs)
         blocks = [Undone(block) for block in reversed(self.couplings())]
-        is_lean = self.reversible and all(b.bijective for b in blocks)
-        inputs = (reversible_run if is_lean else plain_run)(
-            blocks, outputs, shared, bool(training), axis, self.exact
-        )
+        arguments = {
+            "blocks": blocks,
+            "inputs": outputs,
+            "shared": shared,
+            "training": bool(training),
+            "axis": axis,
+        }
+        if all(block.bijective for block in blocks):
+            inputs = self._run(reversible_run, **arguments)
+        else:
+            inputs = plain_run(**arguments, exact=self.exact)
         return list(inputs) if kind is list else inputs
 
     def stream_shapes(self, inputs_shape):
@@ -251,23 +269,16 @@ class ReversibleLayer(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
 
-    def evaluator(self, shared, training, on_integers=False):
+    def evaluator(self, shared, training, kind=None):
         """Return `evaluate` for a run that stores its activations.
 
         Args:
             shared: Dictionary of further arguments for sub-layers.
             training: Python bool.
-            on_integers: Boolean. Whether streams are fixed-point integers.
+            kind: What streams are of, see
+                `autodiff.fixed_point.to_kind`.
         """
-        return evaluator(self, shared, training, self.exact, on_integers)
-
-    def to_fixed(self, streams):
-        return nested.map_structure(to_fixed, streams)
-
-    def to_float(self, streams):
-        return nested.map_structure(
-            lambda i: to_float(i, self.compute_dtype), streams
-        )
+        return evaluator(self, shared, training, kind)
 
     def _build_with_arguments(self, inputs, shared):
         """Check that somebody takes them, and build sub-layers with them."""

@@ -4,6 +4,7 @@ from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
+from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -29,7 +30,8 @@ class ReversibleParallel(ReversibleLayer):
 
     Raises:
         TypeError: an entry of `blocks` is not a reversible layer.
-        ValueError: axes differ, or there are not as many streams as blocks.
+        ValueError: axes or dtypes differ, or there are not as many streams
+            as blocks.
 
     Example:
 
@@ -60,6 +62,7 @@ class ReversibleParallel(ReversibleLayer):
                 f"Received: axes {[block.axis for block in blocks]}"
             )
         super().__init__(axis=blocks[0].axis, **kwargs)
+        check_stream_dtype(self, blocks)
         self.blocks = blocks
         couplings = [c for block in blocks for c in block.couplings()]
         self.additive = all(c.additive for c in couplings)

@@ -20,6 +20,18 @@ def check_sub_layers(**sub_layers):
             )
 
 
+def check_stream_dtype(layer, blocks):
+    """Raise a `ValueError` unless the streams of all have one dtype."""
+    other = [b.name for b in blocks if b.compute_dtype != layer.compute_dtype]
+    if other:
+        raise ValueError(
+            f"`blocks` must have streams of one dtype, that of layer "
+            f"'{layer.name}', {layer.compute_dtype}. (It is float64 under a "
+            "float64 policy, else float32.) Other streams have the blocks "
+            f"{other}: build all with the same `dtype`."
+        )
+
+
 def split_shape(layer, shape):
     """Return the shapes of the halves of a tensor along `layer.axis`."""
     if not -len(shape) <= layer.axis < len(shape) or not (
