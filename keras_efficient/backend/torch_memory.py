@@ -54,15 +54,18 @@ def saved_bytes_by_label(fn, params, inputs):
 
 def peak_bytes(fn, params, inputs):
     """Count the most bytes alive in the gradient of `sum(fn)`, with it."""
-    # From here on the collector does its work at the same places each time.
-    gc.collect()
     params = _leaves(params)
-    with torch.random.fork_rng(), count_alive((params, inputs)) as storages:
-        outputs = nested.flatten(fn(params, inputs))
-        outputs = [y for y in outputs if y.requires_grad]
-        ones = [torch.ones_like(y) for y in outputs]
-        leaves = nested.flatten(params)
-        torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
+    # What a first call keeps for good moves the places where the collector does
+    # its work; in the second call they are the same each time.
+    for _ in range(2):
+        gc.collect()
+        with torch.random.fork_rng(), count_alive((params, inputs)) as storages:
+            outputs = nested.flatten(fn(params, inputs))
+            outputs = [y for y in outputs if y.requires_grad]
+            ones = [torch.ones_like(y) for y in outputs]
+            leaves = nested.flatten(params)
+            torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
+            del outputs, ones
     return storages.peak
 
 
