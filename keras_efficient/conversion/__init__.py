@@ -1,1 +1,0 @@
-from keras_efficient.conversion.recompute import recompute as recompute
