@@ -153,7 +153,9 @@ class Recompute(keras.layers.Layer):
         for layer, more in self._calls(args, kwargs):
             outputs = layer(*args, **more)
             args = (outputs,)
-        return outputs
+        # Without masks, whose symbols no model around could compute. When the
+        # model runs, tensors have those that the layers hung on them.
+        return nested.map_structure(_unmasked, outputs)
 
     def compute_mask(self, inputs, previous_mask):
         return None  # the layers have hung theirs on their outputs
@@ -225,3 +227,9 @@ def _symbol(x):
     if mask is not None:
         mask = keras.KerasTensor(mask.shape, mask.dtype)
     return with_mask(keras.KerasTensor(x.shape, x.dtype), mask)
+
+
+def _unmasked(y):
+    if not isinstance(y, keras.KerasTensor):
+        return y
+    return keras.KerasTensor(y.shape, y.dtype)
