@@ -94,7 +94,7 @@ class ReconstructionCheck:
         smallest = min(found, key=lambda d: math.prod(d.shape), default=None)
         return [
             _add(d, number)
-            if d is smallest or (d is not None and self.mode == "error")
+            if d is not None and (d is smallest or self.mode == "error")
             else d
             for d in gradients
         ]

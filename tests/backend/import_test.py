@@ -134,7 +134,9 @@ def test_trains_where_no_other_framework_is_installed():
 def test_import_brings_in_no_framework(backend):
     new = run(COMPARE, backend).split()
     assert "keras_efficient.layers" in new
-    assert not {name.split(".")[0] for name in new} & set(FRAMEWORKS)
+    # That of the backend is there already, and may bring in more of itself.
+    others = set(FRAMEWORKS) - {backend}
+    assert not {name.split(".")[0] for name in new} & others
 
 
 def test_runs_forward_on_numpy():

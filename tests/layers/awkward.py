@@ -14,6 +14,7 @@ from tests.layers import awkward_layers as own
 from tests.layers import calls
 from tests.layers.awkward_layers import Own
 from tests.layers.row import BATCH
+from tests.layers.row import MODES
 from tests.layers.row import RESIZES
 from tests.layers.row import Row
 from tests.layers.row import normal
@@ -260,7 +261,10 @@ AWKWARD = {
         lambda: Own(lambda x: ops.argmax(x, axis=-1)), refused=RESIZES
     ),
     "opaque output": Row(
-        own.Opaque, refused={**RESIZES, "recompute": "tensors cannot be found"}
+        own.Opaque,
+        refused=dict.fromkeys(
+            MODES, "tensors cannot be found|must (be tensors|return one tensor)"
+        ),
     ),
     "misspelt argument": Row(
         lambda: layers.Dropout(0.5),

@@ -204,11 +204,11 @@ def lost_gradients(run, variable):
     call = type(run).call
 
     def blind(self, *args, **kwargs):
-        variable.trainable = not self.reversible
-        try:
+        if not self.reversible:
             return call(self, *args, **kwargs)
-        finally:
-            variable.trainable = True
+        constant = ops.stop_gradient(ops.convert_to_tensor(variable))
+        with keras.StatelessScope([(variable, constant)]):
+            return call(self, *args, **kwargs)
 
     type(run).call = blind
     try:

@@ -179,22 +179,18 @@ class ReversibleLayer(keras.layers.Layer):
         self._build_with_arguments(inputs, shared)
         inputs, axis = self.standardize_streams(inputs)
         scan = self.scan and backend.recomputed_loop is not None
-        outputs = self._run(
-            scanned_run if scan else reversible_run,
-            blocks=self.couplings(),
-            inputs=inputs,
-            shared=shared,
-            training=bool(training),
-            axis=axis,
-        )
+        run = scanned_run if scan else reversible_run
+        blocks = self.couplings()
+        outputs = self._run(run, blocks, inputs, shared, training, axis)
         return list(outputs) if kind is list else outputs
 
-    def _run(self, run, **arguments):
-        """Call `run`, or `plain_run` in the plain twin."""
-        if not self.reversible:
-            return plain_run(**arguments, exact=self.exact)
+    def _run(self, run, blocks, inputs, shared, training, axis):
+        """Call `run`; `plain_run` for `None`, and in the plain twin."""
+        arguments = blocks, inputs, shared, bool(training), axis, self.exact
+        if run is None or not self.reversible:
+            return plain_run(*arguments)
         check = self.check and ReconstructionCheck(self.name, self.check)
-        return run(**arguments, exact=self.exact, check=check)
+        return run(*arguments, check)
 
     def takes(self, name):
         """Whether a sub-layer has a call argument of this name."""
@@ -230,17 +226,9 @@ class ReversibleLayer(keras.layers.Layer):
         shared = shared_arguments(outputs, context, mask, arguments)
         outputs, axis = self.standardize_streams(outputs)
         blocks = [Undone(block) for block in reversed(self.couplings())]
-        arguments = {
-            "blocks": blocks,
-            "inputs": outputs,
-            "shared": shared,
-            "training": bool(training),
-            "axis": axis,
-        }
-        if all(block.bijective for block in blocks):
-            inputs = self._run(reversible_run, **arguments)
-        else:
-            inputs = plain_run(**arguments, exact=self.exact)
+        is_lean = all(block.bijective for block in blocks)
+        run = reversible_run if is_lean else None
+        inputs = self._run(run, blocks, outputs, shared, training, axis)
         return list(inputs) if kind is list else inputs
 
     def stream_shapes(self, inputs_shape):
