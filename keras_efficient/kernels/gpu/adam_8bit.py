@@ -43,11 +43,12 @@ def do_steps(rows, arguments):
     sizes = [arguments.sizes(tuple(row.parameter.shape)) for row in rows]
     numbers = [[*size, row.seed] for size, row in zip(sizes, rows)]
     table = np.column_stack([tensors.addresses, numbers])
+    has_entries = table[:, 6] * table[:, 7] > 0
     is_aligned = table[:, 7] % 32 == 0
     results = [row.tensors[:-1] for row in rows]
     launched = False
     for are_aligned in (True, False):
-        part = table[(is_aligned == are_aligned) & (table[:, 8] > 0)]
+        part = table[has_entries & (is_aligned == are_aligned)]
         if not len(part):
             continue
         try:
