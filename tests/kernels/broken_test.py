@@ -248,6 +248,13 @@ def test_what_is_no_plain_tensor_has_no_address():
                 copy(x)
             with pytest.raises(TypeError, match=name):
                 TensorTable([(torch.ones(80, 80), x)])
+        small = keras.Variable(np.ones(7, "float32"))
+        for cls in (optimizers.Adam8bit, optimizers.MicroAdam):
+            # Before anything is stepped, also what is in plain tensors.
+            with pytest.raises(TypeError, match="cannot step a DTensor.*local"):
+                gradients = [torch.ones(7), odd_tensors()["DTensor"]]
+                cls(0.1).apply(gradients, [small, variable()])
+        assert (small.numpy() == 1).all()
     finally:
         torch.distributed.destroy_process_group()
 

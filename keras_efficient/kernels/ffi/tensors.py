@@ -63,14 +63,19 @@ def why_not_plain(tensor):
         String that goes on after a colon, or `None`.
     """
     torch = sys.modules["torch"]
-    kind = type(tensor)
-    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return f"a {kind.__name__} is not a plain tensor"
+    if is_wrapper(tensor):
+        return f"a {type(tensor).__name__} is not a plain tensor"
     if tensor.layout is not torch.strided:
         return f"a tensor with layout {tensor.layout} is not dense"
     if tensor.is_neg() or tensor.is_conj():
         return "a tensor is the negative or conjugate view of another"
     return None
+
+
+def is_wrapper(tensor):
+    """Return whether a tensor of PyTorch computes by other tensors."""
+    plain = sys.modules["torch"].Tensor.__torch_dispatch__
+    return type(tensor).__torch_dispatch__ is not plain
 
 
 def as_array(value):
