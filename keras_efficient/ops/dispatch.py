@@ -22,6 +22,7 @@ import keras
 from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi.tensors import device_of
 from keras_efficient.kernels.ffi.tensors import framework_of
+from keras_efficient.kernels.ffi.tensors import untraced
 from keras_efficient.kernels.ffi.tensors import why_not_plain
 
 # Algorithm, kernel, framework: module of `keras_efficient.kernels`. They are
@@ -55,6 +56,7 @@ class Row(NamedTuple):
         return self.parameter, *self.state, self.gradient
 
 
+@untraced
 def do_steps(rows, arguments):
     """Do the steps of tensors in kernels, where one serves them.
 

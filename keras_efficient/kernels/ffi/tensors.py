@@ -78,6 +78,24 @@ def is_wrapper(tensor):
     return type(tensor).__torch_dispatch__ is not plain
 
 
+def untraced(function):
+    """Decorate a function that Dynamo is not to trace into.
+
+    It would follow it into Numba's compiler, which takes minutes.
+    """
+    disabled = []
+
+    @functools.wraps(function)
+    def call(*args):
+        if "torch" not in sys.modules:
+            return function(*args)
+        if not disabled:
+            disabled.append(sys.modules["torch"].compiler.disable(function))
+        return disabled[0](*args)
+
+    return call
+
+
 def as_array(value):
     """Give a Python number the dtype it has in Keras; return all else."""
     dtype = _NUMBERS.get(type(value))
