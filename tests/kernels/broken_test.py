@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("numba")
 
+import numba
+
 from keras_efficient import config
 from keras_efficient import optimizers
 from keras_efficient.kernels import numba_ffi
@@ -30,6 +32,7 @@ def nothing_chosen(monkeypatch):
     monkeypatch.setattr(policy, "_failed", {})
     monkeypatch.setattr(cache, "_problem", None)
     monkeypatch.setattr(cache, "_dropped", set())
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # beside the source
     monkeypatch.delenv(policy.VARIABLE, raising=False)
     support.why_not_installed.cache_clear()
     yield
