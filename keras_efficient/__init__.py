@@ -22,6 +22,7 @@ from keras_efficient import ops as ops
 from keras_efficient import optimizers as optimizers
 from keras_efficient import regularizers as regularizers
 from keras_efficient import utils as utils
+from keras_efficient.optimizers.names import register_names as _register_names
 from keras_efficient.version import __version__ as __version__
 
 __all__ = [
@@ -38,6 +39,9 @@ __all__ = [
     "regularizers",
     "utils",
 ]
+
+
+_register_names(vars(optimizers).values())
 
 
 def __dir__():

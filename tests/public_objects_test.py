@@ -429,13 +429,30 @@ def numba_kernel():
     np.testing.assert_array_equal(*to_numpy([double(x), 2 * x]))
 
 
-@row("config.set_kernels", "config.kernels", "config.report")
+@row(
+    *("config.set_kernels", "config.kernels", "config.report"),
+    *("config.set_num_threads", "config.num_threads"),
+)
 def settings_of_the_package():
+    config.set_num_threads(1)
+    assert config.num_threads() == 1
+    config.set_num_threads(None)
     before = config.kernels()
     config.set_kernels("off")
     assert config.kernels() == "off"
     config.set_kernels(before)
     assert config.report(verbose=0)
+
+
+@row("utils.convert_optimizer_state")
+def state_of_another_optimizer():
+    variables = [keras.Variable(np.ones((64, 64), "float32"))]
+    source = keras.optimizers.Adam()
+    source.apply([ops.ones((64, 64))], variables)
+    target = utils.convert_optimizer_state(
+        source, optimizers.Adam8bit(), variables
+    )
+    assert int(ops.convert_to_numpy(target.iterations)) == 1
 
 
 @row("utils.check_reversibility")

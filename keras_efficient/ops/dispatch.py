@@ -22,6 +22,8 @@ import keras
 from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi.tensors import device_of
 from keras_efficient.kernels.ffi.tensors import framework_of
+from keras_efficient.kernels.ffi.tensors import untraced
+from keras_efficient.kernels.ffi.tensors import why_not_plain
 
 # Algorithm, kernel, framework: module of `keras_efficient.kernels`. They are
 # imported when they are needed, since they import their compilers.
@@ -54,6 +56,7 @@ class Row(NamedTuple):
         return self.parameter, *self.state, self.gradient
 
 
+@untraced
 def do_steps(rows, arguments):
     """Do the steps of tensors in kernels, where one serves them.
 
@@ -86,11 +89,18 @@ def do_steps(rows, arguments):
             _check_dtypes(group[0], arguments.DTYPES)
             for row in group:
                 _check(row, arguments, device)
-            calls.append((module, group, indices))
+            calls.append((kernel, module, group, indices))
     results = [None] * len(rows)
-    for module, group, indices in calls:
-        kernels = importlib.import_module(f"keras_efficient.kernels.{module}")
-        served = kernels.do_steps(group, arguments)
+    for kernel, module, group, indices in calls:
+        try:
+            served = importlib.import_module(
+                f"keras_efficient.kernels.{module}"
+            ).do_steps(group, arguments)
+        # Whatever a compiler or a driver may raise.
+        except Exception as error:
+            if not policy.give_up(kernel, framework, error):
+                raise
+            served = None
         for i, result in zip(indices, served or []):
             results[i] = result
     return results
@@ -107,6 +117,10 @@ def _group(rows, arguments, framework):
         if arguments.shapes(tuple(row.parameter.shape)) is None:
             continue
         if framework == "torch":
+            reason = next(filter(None, map(why_not_plain, tensors)), None)
+            if reason:
+                policy.refuse(reason)
+                continue
             if not all([x.is_contiguous() for x in tensors[:-1]]):
                 continue
             device = row.parameter.device

@@ -47,7 +47,8 @@ class Adam8bit(Optimizer8bit):
             Defaults to `1e-7`.
         min_size: Integer. Smaller tensors keep plain Adam. Defaults to
             `4096`.
-        name: String. Defaults to `"adam_8bit"`.
+        name: String. Defaults to `None`: `"adam_8bit"`, `"adam_8bit_1"`,
+            and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -79,7 +80,7 @@ class Adam8bit(Optimizer8bit):
         beta_2=0.999,
         epsilon=1e-7,
         min_size=4096,
-        name="adam_8bit",
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, min_size, name=name, **kwargs)

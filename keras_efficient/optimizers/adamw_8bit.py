@@ -24,7 +24,8 @@ class AdamW8bit(Adam8bit):
             Defaults to `1e-7`.
         min_size: Integer. Smaller tensors keep plain AdamW. Defaults to
             `4096`.
-        name: String. Defaults to `"adamw_8bit"`.
+        name: String. Defaults to `None`: `"adamw_8bit"`, `"adamw_8bit_1"`,
+            and so on.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -52,7 +53,7 @@ class AdamW8bit(Adam8bit):
         beta_2=0.999,
         epsilon=1e-7,
         min_size=4096,
-        name="adamw_8bit",
+        name=None,
         **kwargs,
     ):
         if weight_decay is None:

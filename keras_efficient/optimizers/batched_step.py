@@ -2,6 +2,7 @@ import math
 
 from keras import ops
 
+from keras_efficient.kernels.ffi.tensors import is_wrapper
 from keras_efficient.ops import dispatch
 
 # Entries that are worked on at a time: a dozen temporaries of 4 bytes each.
@@ -28,6 +29,8 @@ def batched_step(optimizer, gradients, variables, learning_rate):
     for gradient, variable in zip(gradients, variables):
         index = optimizer._get_variable_index(variable)
         row = index, variable, optimizer._states[index], gradient
+        if row[2]:
+            _check_plain(optimizer, row)
         is_compressed = optimizer._is_compressed[index]
         (compressed if is_compressed else plain).append(row)
     if optimizer.HAS_KERNEL and compressed:
@@ -40,6 +43,19 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         _step_plain(optimizer, batch, rate)
     for batch in batches(compressed):
         optimizer._step_batch(batch, rate)
+
+
+def _check_plain(optimizer, row):
+    """Raise an error before anything has changed: the state is plain."""
+    _, variable, _, gradient = row
+    for what, x in (("variable", variable.value), ("gradient", gradient)):
+        if is_wrapper(x):
+            raise TypeError(
+                f"`{type(optimizer).__name__}` has its state in plain tensors "
+                f"and cannot step a {type(x).__name__}. Received: the {what} "
+                f"of '{variable.path}'. Pass its local part, `x.to_local()`, "
+                "or use an optimizer that has no state for it."
+            )
 
 
 def _without_kernel(optimizer, rows, learning_rate):

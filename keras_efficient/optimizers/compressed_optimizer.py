@@ -10,6 +10,8 @@ from keras_efficient.ops import dispatch
 from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.optimizers.batched_step import batched_step
 from keras_efficient.optimizers.batched_step import step_each
+from keras_efficient.optimizers.names import automatic_name
+from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
 
@@ -29,8 +31,9 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     STEPS_BY_ENTRY = True
     HAS_KERNEL = False
 
-    def __init__(self, learning_rate, min_size, **kwargs):
-        super().__init__(learning_rate=learning_rate, **kwargs)
+    def __init__(self, learning_rate, min_size, name=None, **kwargs):
+        name = automatic_name(type(self)) if name is None else name
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.min_size = min_size
 
     def _check_decays(self, *names):
@@ -59,6 +62,14 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
+        for variable in variables:
+            dtype = keras.backend.standardize_dtype(variable.dtype)
+            if dtype.startswith("complex"):
+                raise TypeError(
+                    f"`{type(self).__name__}` trains real variables. Received: "
+                    f"'{path_of(variable)}' of dtype {dtype}. Train its real "
+                    "and imaginary parts as two variables."
+                )
         super().build(variables)
         # For each variable, whether it is compressed, and its state.
         self._is_compressed = [self._is_compressible(v) for v in variables]
@@ -91,11 +102,17 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         layout=None,
         initializer="zeros",
     ):
-        name = f"{variable.path.replace('/', '_')}_{name}"
+        path = path_of(variable).replace("/", "_").replace(":", "_")
+        name = f"{path}_{name}"
         layout = layout or state_layout(variable, shape)
         return self.add_variable(
             shape, initializer, dtype, layout=layout, name=name
         )
+
+    def apply(self, grads, trainable_variables=None):
+        """As in Keras; gradients that are sparse become dense."""
+        grads = [x if x is None else _dense(x) for x in grads]
+        super().apply(grads, trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
@@ -158,7 +175,11 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         TensorFlow copies what a kernel of a graph overwrites, but not within
         an XLA program.
         """
-        values = [variable.value for variable in trainable_variables]
+        # A native variable of TensorFlow has a method of that name.
+        values = [
+            variable if callable(variable.value) else variable.value
+            for variable in trainable_variables
+        ]
         if framework_of(values) == "torch":
             batched_step(self, grads, trainable_variables, learning_rate)
             return
@@ -173,3 +194,12 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             backend.run_compiled(step_all, (grads, learning_rate), self, key)
         else:
             step_all(grads, learning_rate)
+
+
+def _dense(gradient):
+    """Return a dense tensor; TensorFlow's slices stay until `update_step`."""
+    if backend.is_dense(gradient):
+        return gradient
+    gradient = ops.convert_to_tensor(gradient, sparse=False)
+    # PyTorch has its own.
+    return getattr(gradient, "to_dense", lambda: gradient)()

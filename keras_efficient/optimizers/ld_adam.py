@@ -73,7 +73,7 @@ class LDAdam(CompressedOptimizer):
             `None`.
         exclude_embeddings: Boolean, whether embeddings keep plain Adam.
             Defaults to `True`.
-        name: String. Defaults to `"ld_adam"`.
+        name: String. Defaults to `None`: `"ld_adam"`, `"ld_adam_1"` and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -109,7 +109,7 @@ class LDAdam(CompressedOptimizer):
         min_size=4096,
         exclude_layers=None,
         exclude_embeddings=True,
-        name="ld_adam",
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, min_size, name=name, **kwargs)

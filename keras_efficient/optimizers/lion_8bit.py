@@ -25,7 +25,8 @@ class Lion8bit(Optimizer8bit):
         beta_2: Float in [0, 1). Decay of the momentum. Defaults to `0.99`.
         min_size: Integer. Smaller tensors keep plain Lion in float32.
             Defaults to `4096`.
-        name: String. Defaults to `"lion_8bit"`.
+        name: String. Defaults to `None`: `"lion_8bit"`, `"lion_8bit_1"`,
+            and so on.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -52,7 +53,7 @@ class Lion8bit(Optimizer8bit):
         beta_1=0.9,
         beta_2=0.99,
         min_size=4096,
-        name="lion_8bit",
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, min_size, name=name, **kwargs)

@@ -72,7 +72,8 @@ class MicroAdam(CompressedOptimizer):
             window, or `"full"`, Adam's. Defaults to `"window"`.
         value_dtype: `"bfloat16"` or `"float32"`, of the entries in the
             window. Defaults to `"bfloat16"`.
-        name: String. Defaults to `"micro_adam"`.
+        name: String. Defaults to `None`: `"micro_adam"`, `"micro_adam_1"`,
+            and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -111,7 +112,7 @@ class MicroAdam(CompressedOptimizer):
         rounding="stochastic",
         bias_correction="window",
         value_dtype="bfloat16",
-        name="micro_adam",
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, min_size, name=name, **kwargs)

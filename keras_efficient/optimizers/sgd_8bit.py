@@ -29,7 +29,8 @@ class SGD8bit(Optimizer8bit):
             Defaults to `False`.
         min_size: Integer. Smaller tensors keep their momentum in float32.
             Defaults to `4096`.
-        name: String. Defaults to `"sgd_8bit"`.
+        name: String. Defaults to `None`: `"sgd_8bit"`, `"sgd_8bit_1"`,
+            and so on.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -56,7 +57,7 @@ class SGD8bit(Optimizer8bit):
         momentum=0.9,
         nesterov=False,
         min_size=4096,
-        name="sgd_8bit",
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, min_size, name=name, **kwargs)

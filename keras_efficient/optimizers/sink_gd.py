@@ -63,7 +63,7 @@ class SinkGD(CompressedOptimizer):
             them get Adam, `["output"]` for instance. Defaults to `None`.
         exclude_embeddings: Boolean, whether embeddings get Adam. Defaults to
             `True`.
-        name: String. Defaults to `"sink_gd"`.
+        name: String. Defaults to `None`: `"sink_gd"`, `"sink_gd_1"` and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -100,7 +100,7 @@ class SinkGD(CompressedOptimizer):
         rest="adam8bit",
         exclude_layers=None,
         exclude_embeddings=True,
-        name="sink_gd",
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, min_size, name=name, **kwargs)

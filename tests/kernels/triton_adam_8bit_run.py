@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import warnings
 
 if __name__ == "__main__" and sys.argv[1] == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"
@@ -148,6 +149,30 @@ def compile_all():
             assert is_aligned == bool(re.search(r"ld\.global\.v4", text))
 
 
+def check_a_launch_that_fails(device):
+    """What has stepped does not step again, and the rest is as it was."""
+    launch, launched = triton_adam_8bit._launch, []
+
+    def launch_once(*args):
+        if launched:
+            raise RuntimeError("out of resources")
+        launched.append(launch(*args))
+
+    triton_adam_8bit._launch = launch_once
+    shapes = [(64, 64), (70, 60)]
+    parameters = [torch.zeros(x, device=device) for x in shapes]
+    gradients = [torch.ones(x, device=device) for x in shapes]
+    states = [zero_state(x, device) for x in shapes]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, second = fused_steps(parameters, gradients, states, 1)
+    assert "out of resources" in str(caught[0].message)
+    assert first is not None and parameters[0].abs().min() > 0
+    assert second is None and not parameters[1].any()
+    assert not any(x.any() for x in states[1])
+    triton_adam_8bit._launch = launch
+
+
 if __name__ == "__main__":
     config.set_kernels("triton")
     if sys.argv[1] == "compile":
@@ -159,3 +184,4 @@ if __name__ == "__main__":
         check(torch.bfloat16, torch.float32, device)
         check_launches(device)
         check_odd_addresses(device)
+        check_a_launch_that_fails(device)

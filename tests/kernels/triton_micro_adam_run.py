@@ -202,6 +202,21 @@ def check_zeros(device):
     assert (x == 1).all() and not any(s.any() for s in state[3:])
 
 
+def check_a_launch_that_fails(device):
+    """The first of two has succeeded by then, and the state is as it was."""
+    state = zero_state(300, 256, 64, 4, 3, torch.bfloat16, device)
+    parameter = torch.zeros(300, device=device)
+    kernel = triton_micro_adam.micro_adam_kernel
+    triton_micro_adam.micro_adam_kernel = None
+    try:
+        gradient = torch.ones(300, device=device)
+        fused([parameter], [gradient], [state], 1, 256, NEAREST)
+        raise AssertionError("the launch did not fail")
+    except TypeError:
+        assert not any(x.any() for x in (parameter, *state))
+    triton_micro_adam.micro_adam_kernel = kernel
+
+
 def compile_all():
     for dtype in (tl.float32, tl.bfloat16):
         text = compile_kernel(
@@ -244,3 +259,4 @@ if __name__ == "__main__":
         check_launches(device)
         check_skipped_steps(device)
         check_zeros(device)
+        check_a_launch_that_fails(device)

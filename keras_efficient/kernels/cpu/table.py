@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.ffi import threads
 
 _WORD = ir.IntType(64)
 
@@ -32,7 +33,7 @@ def add_parts(columns, sizes, entries):
 
 def count_threads(sizes, entries):
     """Return how many threads are worth waking."""
-    return min(int(np.sum(sizes)) // entries, numba.config.NUMBA_NUM_THREADS)
+    return min(int(np.sum(sizes)) // entries, threads.limit("torch"))
 
 
 @jit

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from keras_efficient.kernels.ffi.tensors import why_not_plain
+
 
 class TensorTable:
     """The addresses of rows of tensors, for one call of a kernel.
@@ -23,6 +25,9 @@ class TensorTable:
     """
 
     def __init__(self, rows):
+        for x in [x for row in rows for x in row]:
+            if why_not_plain(x):
+                raise TypeError(f"Kernels need memory: {why_not_plain(x)}.")
         self._written = [x for row in rows for x in row[:-1]]
         # A copy has to live as long as the kernel works on it.
         self._read = [row[-1].detach().contiguous() for row in rows]

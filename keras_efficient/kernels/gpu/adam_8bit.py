@@ -1,10 +1,13 @@
 """The step of `keras_efficient.ops.adam_8bit_step` in one pass, on CUDA."""
 
+import warnings
+
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from keras_efficient.kernels.ffi.support import first_line
 from keras_efficient.kernels.ffi.tensor_table import TensorTable
 from keras_efficient.kernels.gpu import math as tm
 from keras_efficient.kernels.gpu.math import finite_gradient
@@ -33,40 +36,61 @@ def do_steps(rows, arguments):
         arguments: `Adam8bitArguments`.
 
     Returns:
-        List with the parameter and the state of each row, in one tuple.
+        List with the parameter and the state of each row, in one tuple; `None`
+        for rows whose launch failed after that of others.
     """
     tensors = TensorTable([row.tensors for row in rows])
-    like = tensors.likes[0]
     sizes = [arguments.sizes(tuple(row.parameter.shape)) for row in rows]
     numbers = [[*size, row.seed] for size, row in zip(sizes, rows)]
     table = np.column_stack([tensors.addresses, numbers])
-    table = table[table[:, 6] * table[:, 7] > 0]
+    has_entries = table[:, 6] * table[:, 7] > 0
     is_aligned = table[:, 7] % 32 == 0
-    for part, are_aligned in (
-        (table[is_aligned], True),
-        (table[~is_aligned], False),
-    ):
+    results = [row.tensors[:-1] for row in rows]
+    launched = False
+    for are_aligned in (True, False):
+        part = table[has_entries & (is_aligned == are_aligned)]
         if not len(part):
             continue
-        counts = -(-part[:, 8] // GROUPS)
-        placed, rows_of_programs = place(part, counts, like)
-        with tm.device_of(like):
-            adam_8bit_kernel[(int(counts.sum()),)](
-                placed,
-                rows_of_programs,
-                *tm.scalars(arguments, like),
-                *map(float, arguments.constants),
-                IS_ALIGNED=are_aligned,
-                GROUPS=GROUPS,
-                COLUMNS=placed.shape[1],
-                PARAMETER=dtype_of(like),
-                GRADIENT=dtype_of(tensors.likes[-1]),
-                ALIGNMENT=alignment_of(part[:, :6]),
-                num_warps=WARPS,
-                **tm.EXACT,
+        try:
+            _launch(part, are_aligned, tensors.likes, arguments)
+        except Exception as error:
+            if not launched:
+                raise
+            # What has stepped must not step again.
+            warnings.warn(
+                "A kernel of 8-bit Adam failed, and the portable form takes "
+                f"its place: {first_line(error)}",
+                stacklevel=2,
             )
+            is_left = is_aligned == are_aligned
+            results = [
+                None if left else result
+                for left, result in zip(is_left, results)
+            ]
+        launched = True
     tensors.mark_written()
-    return [row.tensors[:-1] for row in rows]
+    return results
+
+
+def _launch(table, are_aligned, likes, arguments):
+    like = likes[0]
+    counts = -(-table[:, 8] // GROUPS)
+    placed, rows_of_programs = place(table, counts, like)
+    with tm.device_of(like):
+        adam_8bit_kernel[(int(counts.sum()),)](
+            placed,
+            rows_of_programs,
+            *tm.scalars(arguments, like),
+            *map(float, arguments.constants),
+            IS_ALIGNED=are_aligned,
+            GROUPS=GROUPS,
+            COLUMNS=placed.shape[1],
+            PARAMETER=dtype_of(like),
+            GRADIENT=dtype_of(likes[-1]),
+            ALIGNMENT=alignment_of(table[:, :6]),
+            num_warps=WARPS,
+            **tm.EXACT,
+        )
 
 
 @triton.jit
