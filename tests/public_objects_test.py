@@ -243,7 +243,8 @@ for name, settings in SIZES.items():
 
 
 @row(
-    *("models.ReversibleViTTiny", "models.ReversibleViTSmall"),
+    "models.ReversibleViTTiny",
+    "models.ReversibleViTSmall",
     "models.ReversibleViTBase",
 )
 def vits():
@@ -281,7 +282,8 @@ def translator():
 
 
 @row(
-    *("models.InvAutoTranslator", "models.PatchDiscriminator"),
+    "models.InvAutoTranslator",
+    "models.PatchDiscriminator",
     "callbacks.TranslationGrid",
 )
 def translation():
@@ -327,7 +329,7 @@ def schedules():
         model = keras.Sequential([keras.Input((2,)), Dense(1)])
         model.compile("sgd", "mse")
         logs = model.fit(
-            *(x, x[:, :1], 4), epochs=2, verbose=0, callbacks=[callback]
+            x, x[:, :1], 4, epochs=2, verbose=0, callbacks=[callback]
         ).history
         assert len(logs["learning_rate"]) == 2
 

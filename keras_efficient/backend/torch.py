@@ -33,7 +33,9 @@ def vjp(fn, *primals):
             gradients = map(torch.zeros_like, floats)
         else:
             gradients = torch.autograd.grad(
-                *([y for y, _ in pairs], floats, [d for _, d in pairs]),
+                [y for y, _ in pairs],
+                floats,
+                [d for _, d in pairs],
                 allow_unused=True,
                 materialize_grads=True,
             )
@@ -247,7 +249,9 @@ def leaf_gradients(layer, call, inputs):
     floats = [x for x in nested.flatten(inputs) if x.requires_grad]
     found = [*floats, *_graph_leaves(outputs, floats)]
     gradients = torch.autograd.grad(
-        *(outputs, found, [y.detach() for y in outputs]),
+        outputs,
+        found,
+        [y.detach() for y in outputs],
         allow_unused=True,
         materialize_grads=True,
     )

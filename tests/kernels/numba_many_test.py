@@ -58,7 +58,12 @@ class Adam8bit:
         options = np.array([*BETAS, 1e-7], "float32")
         adam_8bit(
             *(x.reshape(rows, -1) for x in (parameter, *state, gradient)),
-            *(RATE, *adam_biases(step, 0.9, 0.999), step, options, seed, False),
+            RATE,
+            *adam_biases(step, 0.9, 0.999),
+            step,
+            options,
+            seed,
+            False,
         )
 
 
@@ -99,18 +104,18 @@ class MicroAdam:
 
         options = np.array([*BETAS, 1e-7, 0.4, 1 - 0.4], "float32")
         micro_adam(
-            *(parameter.reshape(1, -1), *state, gradient.reshape(1, -1)),
-            *(
-                RATE,
-                *adam_biases(step, 0.9, 0.999),
-                step,
-                options,
-                BLOCK,
-                seed,
-                True,
-                True,
-                False,
-            ),
+            parameter.reshape(1, -1),
+            *state,
+            gradient.reshape(1, -1),
+            RATE,
+            *adam_biases(step, 0.9, 0.999),
+            step,
+            options,
+            BLOCK,
+            seed,
+            True,
+            True,
+            False,
         )
 
 

@@ -214,9 +214,18 @@ def test_threads_change_nothing():
                 arrays[i] = arrays[i].astype(bounds)
             for step in (1, 2):
                 micro_adam(
-                    *(*arrays, normal(size, seed=step), 0.01, 0.1, 0.001),
-                    *(step, np.array(options, FLOAT32), 256, 0),
-                    *(True, True, False),
+                    *arrays,
+                    normal(size, seed=step),
+                    0.01,
+                    0.1,
+                    0.001,
+                    step,
+                    np.array(options, FLOAT32),
+                    256,
+                    0,
+                    True,
+                    True,
+                    False,
                 )
             results.append(arrays)
     finally:

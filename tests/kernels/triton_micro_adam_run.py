@@ -150,7 +150,9 @@ def check_launches(device):
             zero_state(size, 256, 64, 3, 3, torch.bfloat16, device)
             for size in sizes
         ],
-        *(1, 256, STOCHASTIC),
+        1,
+        256,
+        STOCHASTIC,
     )
     for name, kernel in zip(names, kernels):
         setattr(triton_micro_adam, name, kernel)
@@ -173,8 +175,12 @@ def check_skipped_steps(device):
         moved = [x.clone() for x in parameters[:count]]
         # The second one, which has skipped a step, comes first.
         fused(
-            *(moved[::-1], gradients[::-1], others[:count][::-1], step),
-            *(256, ("nearest", "window")),
+            moved[::-1],
+            gradients[::-1],
+            others[:count][::-1],
+            step,
+            256,
+            ("nearest", "window"),
         )
         for i, gradient in enumerate(gradients):
             update, states[i] = micro_adam_step(
