@@ -77,6 +77,9 @@ def _adam_8bit_many(
         _take_parts(taken, table, parameter, gradient, scalars, constants, key)
 
 
+_adam_8bit_many.numba_kernel.counts_threads = True
+
+
 @jit
 def _take_parts(taken, table, parameter, gradient, scalars, constants, step):
     numbers = gather(*scalars, constants, False)

@@ -72,6 +72,8 @@ class NumbaKernel:
         }
         self._dispatcher = None
         self.is_parallel = False  # known with the dispatcher
+        # Whether it enters no parallel loop where it is told one thread.
+        self.counts_threads = False
         self._handlers = {}
         self._checked = set()  # dtypes and ranks with a known return type
 
@@ -144,7 +146,10 @@ class NumbaKernel:
                     **self.options,
                 }
                 self.is_parallel = bool(options.get("parallel"))
-                if self.is_parallel and must_be_serial():
+                # Two threads must not enter a workqueue.
+                if self.is_parallel and (
+                    self._hangs_here() or threading_layer() == "workqueue"
+                ):
                     self.is_parallel = False
                     options.update(parallel=False, cache=False)
                 # What is on disk does not tell whether it checks.
@@ -157,7 +162,7 @@ class NumbaKernel:
         """Run the kernel on arrays of NumPy, in the order of parameters."""
         import numba
 
-        if threads.is_forked() and self.is_parallel:
+        if self.is_parallel and self._hangs_here():
             self._forget()
         arrays = [as_argument(array) for array in arrays]
         key = tuple([(array.dtype, array.ndim) for array in arrays])
@@ -169,6 +174,10 @@ class NumbaKernel:
             threads.run(dispatcher, arrays, most_threads)
         else:
             dispatcher(*arrays)
+
+    def _hangs_here(self):
+        """Return whether its loops would wait for the threads of a parent."""
+        return threads.is_forked() and not self.counts_threads
 
     def _forget(self):
         """Compile anew: what runs in parallel cannot run here."""
@@ -245,12 +254,6 @@ class NumbaKernel:
             name += "_"
         _targets[name] = compiled
         return compiled, name
-
-
-def must_be_serial():
-    """Return whether parallel kernels would end or hang the process."""
-    # Two threads must not enter a workqueue.
-    return threads.is_forked() or threading_layer() == "workqueue"
 
 
 def as_argument(array):
