@@ -83,9 +83,8 @@ class AutoDrop(LearningRateCallback):
     ```
 
     The first drop is possible after four epochs. We follow the rule; the
-    authors' code waits 20 "extra epochs", loads an average of their parameters,
-    keeps its history at a drop, and takes parameters after the first update of
-    an epoch.
+    authors' code waits 20 "extra epochs", loads an average of parameters, keeps
+    its history at a drop, and takes parameters after an epoch's first update.
 
     **`mode="window"`** is the rule of 2024. It takes the mean of the parameters
     over windows of `window_steps` steps, and smooths angles over the last 10:
@@ -216,10 +215,8 @@ class AutoDrop(LearningRateCallback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         self._clock.end_epoch(epoch, self.params)
-        # On JAX, what is written to another model than `self.model` is lost.
         optimizers = named_optimizers(self.model)
-        # On TensorFlow, a MultiOptimizer that chooses by a function has no
-        # optimizers before its first step.
+        # On TensorFlow, some MultiOptimizers are empty before the first step.
         check_learning_rates(optimizers, "AutoDrop")
         for key, optimizer in optimizers:
             logs[key] = read_learning_rate(optimizer)
@@ -236,10 +233,11 @@ class AutoDrop(LearningRateCallback):
         if self._clock.steps < self.warmup_steps:
             return
         self._watch_window(is_epoch_end)
-        if self.mode == "auto" and not self._last_is_done:
-            if self._clock.is_first_time(LAST_DROP, self.drop_steps):
-                self._last_is_done = True
-                self._drop()
+        if self.mode != "auto" or self._last_is_done:
+            return
+        if self._clock.is_first_time(LAST_DROP, self.drop_steps):
+            self._last_is_done = True
+            self._drop()
 
     def _watch_window(self, is_epoch_end):
         steps = self._clock.steps
@@ -264,6 +262,8 @@ class AutoDrop(LearningRateCallback):
                 self._drop()
 
     def _drop(self):
+        if self.mode == "auto" and self._clock.is_over():
+            return  # it would be for a step that does not come
         steps = self._clock.steps
         optimizers = named_optimizers(self.model)
         rates = self.factor, self.min_lr

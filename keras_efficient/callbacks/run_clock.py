@@ -55,12 +55,22 @@ class RunClock:
         It was not yet at any number of steps that the list `last` holds, and
         at least one step is left.
         """
-        done = self.epoch * self.epoch_steps() + self.steps - self._epoch_start
-        total = self.epochs() * self.epoch_steps()
+        done, total = self._progress()
         since = done - round(part * total, 6)  # 0.9 has no exact float
-        if not 0 <= since or not done < total:
+        if since < 0 or not done < total:
             return False
         return all(self.steps - steps > since for steps in last)
+
+    def is_over(self):
+        """Return whether it is known that no step is left."""
+        done, total = self._progress()
+        return 0 < total <= done
+
+    def _progress(self):
+        """Return the steps done and those of the run, 0 if not known."""
+        an_epoch = self.epoch_steps()
+        done = self.epoch * an_epoch + self.steps - self._epoch_start
+        return done, self._params.get("epochs", 0) * an_epoch
 
     def window(self, mode, window_steps, is_epoch_end):
         """Return the length of a window and how many samples it has."""

@@ -50,6 +50,14 @@ def test_steps_after_the_last_drop_are_at_its_rate():
     assert history["drops"] == [0.0] * 8 + [1.0] * 2
 
 
+def test_no_drop_for_a_step_that_does_not_come():
+    """Steps to and fro: a drop every 13 windows, and at nine tenths."""
+    callback = AutoDrop(window_steps=1, factor=0.999)
+    model = make_model(keras.optimizers.SGD(0.5), loss="mse")
+    fit(model, callback, steps=130)
+    assert callback.drop_steps == [*range(14, 117, 13), 117]
+
+
 def test_a_window_that_was_open_begins_anew():
     """Its steps at the old rate count no more, and none is left out."""
     callback = AutoDrop(window_steps=20)

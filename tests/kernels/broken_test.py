@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("numba")
 
+import numba
+
 from keras_efficient import config
 from keras_efficient import optimizers
 from keras_efficient.kernels import numba_ffi
@@ -30,6 +32,7 @@ def nothing_chosen(monkeypatch):
     monkeypatch.setattr(policy, "_failed", {})
     monkeypatch.setattr(cache, "_problem", None)
     monkeypatch.setattr(cache, "_dropped", set())
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # beside the source
     monkeypatch.delenv(policy.VARIABLE, raising=False)
     support.why_not_installed.cache_clear()
     yield
@@ -191,7 +194,9 @@ def test_a_kernel_that_fails_is_given_up_once(monkeypatch):
     monkeypatch.setattr(
         dispatch.importlib,
         "import_module",
-        lambda name: Broken if ".adam_8bit" in name else real(name),
+        lambda name, *rest: (
+            Broken if ".adam_8bit" in name else real(name, *rest)
+        ),
     )
     x, optimizer = variable(), optimizers.Adam8bit(0.1)
     with pytest.warns(UserWarning, match="numba .*OSError: no registers"):

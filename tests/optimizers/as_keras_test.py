@@ -52,11 +52,10 @@ def test_keras_finds_each_by_its_names(name):
     assert keras.saving.get_registered_name(cls) == f"keras_efficient>{name}"
 
 
-@pytest.mark.parametrize("name", ["micro_adam", "Adam8bit"])
-def test_compile_by_name(name, tmp_path, monkeypatch):
+def test_compile_by_name(tmp_path, monkeypatch):
     monkeypatch.undo()  # a file is compiled only where `compile` is Keras' own
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(80)])
-    model.compile(name, "mse")
+    model.compile("adam_8bit", "mse")
     x, y = np.ones((8, 64), "float32"), np.ones((8, 80), "float32")
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -91,6 +90,8 @@ def sparse(values, indices, shape):
 @each_optimizer
 @pytest.mark.parametrize("variable", ["embeddings", "kernel"])
 def test_sparse_gradient_of_an_embedding(name, variable):
+    if BACKEND != "tensorflow" and name != "Adam8bit":
+        pytest.skip("made dense before the optimizers differ")
     table = normal(64, 64)
     pair = [keras.Variable(table, name=variable) for _ in range(2)]
     pair_of_optimizers = [make(name, clipnorm=30.0), make(name, clipnorm=30.0)]

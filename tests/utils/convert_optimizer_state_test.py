@@ -8,7 +8,7 @@ from keras import ops
 from keras_efficient import optimizers
 from keras_efficient.utils import convert_optimizer_state
 
-SHAPES = ((80, 64), (3, 3, 16, 40), (7, 600), (64,))
+SHAPES = ((80, 64), (7, 600), (64,))
 PAIRS = {
     "Adam": (keras.optimizers.Adam, optimizers.Adam8bit),
     "AdamW": (keras.optimizers.AdamW, optimizers.AdamW8bit),
