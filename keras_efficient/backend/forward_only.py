@@ -42,6 +42,14 @@ def segment(fn, *args, after=()):
     return fn(*args)
 
 
+gradients_lose_masks = False
+
+
+def eagerly():
+    """All operations run now."""
+    return contextlib.nullcontext()
+
+
 def record_random(fn):
     """Random numbers come from seeds, which are variables: no more to keep."""
     return fn(), []
