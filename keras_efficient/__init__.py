@@ -23,6 +23,7 @@ from keras_efficient import optimizers as optimizers
 from keras_efficient import regularizers as regularizers
 from keras_efficient import utils as utils
 from keras_efficient.conversion import chunk_loss as chunk_loss
+from keras_efficient.conversion import micro_batches as micro_batches
 from keras_efficient.version import __version__ as __version__
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "kernels",
     "layers",
     "metrics",
+    "micro_batches",
     "models",
     "ops",
     "optimizers",

@@ -26,6 +26,7 @@ Every module here offers the same functions:
   draw from behind Keras' back, where the backend has one;
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
   condition holds, from inside of a compiled program too;
+- `divided_train_step(model, micro, *args)`: a training step in parts;
 - `eagerly()`: a context in which operations run now, not in the program that
   is traced; `gradients_lose_masks`, whether a gradient loses Keras' masks;
 - `leaf_gradients(layer, call, inputs)`: gradients of all that is trainable,
@@ -52,12 +53,14 @@ if keras.config.backend() == "jax":
     from keras_efficient.backend import jax_loop as _loop
     from keras_efficient.backend import jax_memory as _memory
     from keras_efficient.backend import jax_recompute as _recompute
+    from keras_efficient.backend import jax_steps as _steps
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
     from keras_efficient.backend import tensorflow_capture as _capture
     from keras_efficient.backend import tensorflow_chunks as _chunks
     from keras_efficient.backend import tensorflow_memory as _memory
     from keras_efficient.backend import tensorflow_recompute as _recompute
+    from keras_efficient.backend import tensorflow_steps as _steps
 
     _loop = None
 elif keras.config.backend() == "torch":
@@ -66,6 +69,7 @@ elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch_chunks as _chunks
     from keras_efficient.backend import torch_memory as _memory
     from keras_efficient.backend import torch_recompute as _recompute
+    from keras_efficient.backend import torch_steps as _steps
 
     _loop = None
 else:
@@ -74,6 +78,7 @@ else:
     from keras_efficient.backend import forward_only_chunks as _chunks
     from keras_efficient.backend import forward_only as _memory
     from keras_efficient.backend import forward_only as _recompute
+    from keras_efficient.backend import forward_only as _steps
 
     _loop = None
 
@@ -85,6 +90,7 @@ can_look_at = _chunks.can_look_at
 copied = _capture.copied
 cross_entropy = _chunks.cross_entropy
 custom_vjp = _backend.custom_vjp
+divided_train_step = _steps.divided_train_step
 eagerly = _backend.eagerly
 factor = _chunks.factor
 gradients_flow_through_assignments = _capture.gradients_flow_through_assignments

@@ -88,6 +88,13 @@ def over_chunks(step, carry, rows, size, kinds):
         )
     _, leaves, arrays = state
     carry = tf.nest.pack_sequence_as(carry, leaves)
+    rest = count - full * size
+    if not kinds:  # results of no rows need no step
+        if known is not None and isinstance(rest, int):
+            return step(carry, cut(full * size, rest)) if rest else (carry, [])
+        return _if_any(
+            rest, lambda: step(carry, cut(full * size, rest))[0], carry
+        ), []
     if known is not None and known % size == 0 and full:
         return carry, [array.concat() for array in arrays]
     carry, last = step(carry, cut(full * size, count % size))
@@ -97,3 +104,12 @@ def over_chunks(step, carry, rows, size, kinds):
         tf.concat([array.concat(), part], 0)
         for array, part in zip(arrays, last, strict=True)
     ]
+
+
+def _if_any(rest, run, carry):
+    leaves = tf.cond(
+        rest > 0,
+        lambda: tf.nest.flatten(run()),
+        lambda: tf.nest.flatten(carry),
+    )
+    return tf.nest.pack_sequence_as(carry, leaves)

@@ -132,7 +132,7 @@ class ChunkedTraining:
             valid = ops.not_equal(labels, ignore_class)
         mask = mask_of(y_pred)
 
-        def reduce(values):
+        def reduce(values, sample_weight):
             """What Keras makes of the losses of all tokens."""
             with _returning(loss, lambda: with_mask(ops.copy(values), valid)):
                 predicted = with_mask(ops.copy(values), mask)
@@ -140,9 +140,19 @@ class ChunkedTraining:
                     x, labels, predicted, sample_weight, training
                 )
 
-        # It is linear, so that its gradient is the weight of each token.
         zeros = ops.zeros(ops.shape(labels), loss.dtype)
-        total, pull = backend.vjp(reduce, zeros)
+        # Losses that layers have added. Keras may multiply weights by a mask
+        # in place (3.15.1 on PyTorch), as it does below, once.
+        added = reduce(
+            zeros,
+            keras.tree.map_structure(
+                lambda w: None if w is None else ops.copy(w), sample_weight
+            ),
+        )
+        # It is linear, so that its gradient is the weight of each token.
+        total, pull = backend.vjp(
+            lambda values: reduce(values, sample_weight), zeros
+        )
         (weights,) = pull(ops.ones_like(total))
         parameters, transpose = vocabulary_head.parameters_of(self.head)
         dtype = vocabulary_head.dtype_of(self.head)
@@ -163,7 +173,7 @@ class ChunkedTraining:
             (training, training and vocabulary_head.is_trainable(self.head)),
         )
         self.metrics.assign(state)
-        return total + reduce(zeros)  # with losses that layers have added
+        return total + added
 
     def _check_passed(self, y_pred):
         passed, self.passed = self.passed, []
