@@ -18,10 +18,11 @@ Every module here offers the same functions:
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
   `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`, `place()`;
 - `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows;
-  `operand(x, dtype)`, `factor(x, dtype)`, `product(a, b)`, `add_product(total, a, b)`,
-  `soft_cap(z, cap)` and `scratch(like, rows, columns)` for what is done in it,
-  with float32 sums; `cross_entropy`, a faster form of the portable one, or
-  `None`; `can_look_at(x)`, whether values are there while Python runs;
+  `operand(x, dtype)`, `factor(x, dtype)`, `product(a, b)`,
+  `add_product(total, a, b)`, `soft_cap(z, cap)` and
+  `scratch(like, rows, columns)` for what is done in it, with float32 sums;
+  `cross_entropy`, a faster form of the portable one, or `None`;
+  `can_look_at(x)`, whether values are there while Python runs;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
@@ -75,10 +76,10 @@ elif keras.config.backend() == "torch":
 else:
     from keras_efficient.backend import forward_only as _backend
     from keras_efficient.backend import forward_only as _capture
-    from keras_efficient.backend import forward_only_chunks as _chunks
     from keras_efficient.backend import forward_only as _memory
     from keras_efficient.backend import forward_only as _recompute
     from keras_efficient.backend import forward_only as _steps
+    from keras_efficient.backend import forward_only_chunks as _chunks
 
     _loop = None
 

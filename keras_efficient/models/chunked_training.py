@@ -156,11 +156,12 @@ class ChunkedTraining:
         (weights,) = pull(ops.ones_like(total))
         parameters, transpose = vocabulary_head.parameters_of(self.head)
         dtype = vocabulary_head.dtype_of(self.head)
+        width = parameters[0].shape[1 if transpose else 0]
         flat = ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,))
         vocabulary = vocabulary_head.vocabulary_of(self.head)
         check_labels(flat[0], vocabulary, ignore_class, flat[1])
         total, state = weighted_loss(
-            ops.cast(ops.reshape(y_pred, (-1, y_pred.shape[-1])), dtype),
+            ops.cast(ops.reshape(y_pred, (-1, width)), dtype),
             parameters,
             *flat,
             Loss(

@@ -1,7 +1,9 @@
-"""The layer of a model that makes logits: a Dense, or a transposed embedding."""
+"""The layer that makes logits: a Dense, or a transposed embedding."""
 
 import keras
 from keras import ops
+
+from keras_efficient import backend
 
 
 def why_not_a_head(layer):
@@ -62,8 +64,13 @@ def parameters_of(layer):
     else:
         kernel, transpose = layer.reverse_embeddings, False
     found = [kernel, getattr(layer, "bias", None)]
-    found = [ops.convert_to_tensor(x) for x in found if x is not None]
+    found = [_tensor(x) for x in found if x is not None]
     return tuple(found), transpose
+
+
+def _tensor(x):
+    # On TensorFlow Keras would return a variable, which is none.
+    return backend.as_tensor(ops.convert_to_tensor(x))
 
 
 def is_trainable(layer):

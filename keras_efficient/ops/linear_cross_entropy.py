@@ -46,7 +46,7 @@ def linear_cross_entropy(
         labels: Integer tensor of the shape of `hidden` without its last axis.
         bias: Float tensor of shape `(vocabulary,)`. Defaults to `None`.
         chunk_size: Integer, tokens at a time. Defaults to `None`: as many as
-            make logits of the size of the hidden states, and at least 256.
+            make logits of the size of the hidden states, and at least 128.
         soft_cap: Positive float, the bound of logits. Defaults to `None`.
         label_smoothing: Float in [0, 1), the part of a label that is spread
             over the vocabulary. Defaults to `0.0`.
@@ -76,11 +76,13 @@ def linear_cross_entropy(
     Reference:
         - [Wijmans et al., 2024](https://arxiv.org/abs/2411.09009)
     """
-    hidden, kernel = map(ops.convert_to_tensor, (hidden, kernel))
-    labels = ops.convert_to_tensor(labels)
-    parameters = (kernel,)
-    if bias is not None:
-        parameters = kernel, ops.convert_to_tensor(bias)
+    given = [x for x in (hidden, labels, kernel, bias) if x is not None]
+    # Keras alone would leave a variable of TensorFlow as it is.
+    hidden, labels, *parameters = [
+        backend.as_tensor(ops.convert_to_tensor(x)) for x in given
+    ]
+    parameters = tuple(parameters)
+    kernel = parameters[0]
     loss = Loss(chunk_size, soft_cap, label_smoothing, ignore_class, transpose)
     _check_options(loss)
     _check_tensors(hidden, labels, parameters, transpose)

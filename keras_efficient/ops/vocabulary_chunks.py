@@ -24,7 +24,7 @@ from keras import ops
 
 from keras_efficient import backend
 
-MIN_CHUNK = 256  # tokens; products of fewer rows are slow
+MIN_CHUNK = 128  # tokens; products of fewer rows are slow
 
 
 class Loss(NamedTuple):
