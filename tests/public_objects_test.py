@@ -14,11 +14,13 @@ from keras import ops
 from keras.layers import Dense
 
 from keras_efficient import callbacks
+from keras_efficient import chunk_loss
 from keras_efficient import config
 from keras_efficient import initializers
 from keras_efficient import kernels
 from keras_efficient import layers
 from keras_efficient import metrics
+from keras_efficient import micro_batches
 from keras_efficient import models
 from keras_efficient import ops as our_ops
 from keras_efficient import optimizers
@@ -398,6 +400,16 @@ def steps_of_8_bits():
     all_finite(our_ops.sgd_8bit_step(g, *signed)[0])
 
 
+@row("ops.linear_cross_entropy")
+def loss_of_tokens():
+    hidden, kernel = (
+        ops.convert_to_tensor(batch(*x)) for x in ((3, 4), (4, 9))
+    )
+    losses = our_ops.linear_cross_entropy(hidden, kernel, ops.arange(3))
+    assert tuple(ops.shape(losses)) == (3,)
+    all_finite(losses)
+
+
 @row("ops.block_top_k")
 def top_k():
     values = our_ops.block_top_k(ops.convert_to_tensor(batch(2, 64)), 3)[1]
@@ -453,6 +465,16 @@ def state_of_another_optimizer():
         source, optimizers.Adam8bit(), variables
     )
     assert int(ops.convert_to_numpy(target.iterations)) == 1
+
+
+@row("chunk_loss", "micro_batches")
+def steps_in_place():
+    model = keras.Sequential([keras.Input((4,)), Dense(8), Dense(9)])
+    assert micro_batches(chunk_loss(model), 2) is model
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
 
 
 @row("utils.check_reversibility")

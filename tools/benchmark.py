@@ -13,6 +13,7 @@ from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import vocabulary
 from benchmarks import volumes
 
 BENCHMARKS = {
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "vocabulary": vocabulary,
     "volumes": volumes,
 }
 

@@ -18,6 +18,7 @@ def _refuse(*args, **kwargs):
 
 
 vjp = _refuse
+divided_train_step = _refuse
 leaf_gradients = _refuse
 peak_bytes = _refuse
 saved_bytes = _refuse
@@ -42,6 +43,14 @@ def not_differentiable(fn):
 def segment(fn, *args, after=()):
     """Without a backward pass there is nothing to order."""
     return fn(*args)
+
+
+gradients_lose_masks = False
+
+
+def eagerly():
+    """All operations run now."""
+    return contextlib.nullcontext()
 
 
 record_random = generators.record
