@@ -8,8 +8,11 @@ from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi.tensors import framework_of
 from keras_efficient.ops import dispatch
 from keras_efficient.ops.adam_step import adam_step
+from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.batched_step import batched_step
 from keras_efficient.optimizers.batched_step import step_each
+from keras_efficient.optimizers.float32_weights import Float32Weights
+from keras_efficient.optimizers.float32_weights import float32_gradients
 from keras_efficient.optimizers.state_layout import state_layout
 
 
@@ -22,6 +25,10 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     kernels may do so, `HAS_KERNEL` and `_kernel_arguments`). Other tensors keep
     Adam's moments in float32, unless it overrides `_add_plain_state` and
     `_step_plain`.
+
+    Of variables with 16 bits all is computed in float32: unscaling, clipping,
+    accumulation, decay, the step and the average. Only what comes of it is
+    rounded, once, as `weight_rounding` says.
     """
 
     # Whether plain states of many tensors make one: entries that do not know
@@ -29,9 +36,11 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     STEPS_BY_ENTRY = True
     HAS_KERNEL = False
 
-    def __init__(self, learning_rate, min_size, **kwargs):
+    def __init__(self, learning_rate, min_size, weight_rounding, **kwargs):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.min_size = min_size
+        self.weight_rounding = weight_rounding
+        self._weights = Float32Weights(weight_rounding)
 
     def _check_decays(self, *names):
         for name in names:
@@ -68,6 +77,20 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             else self._add_plain_state(variable)
             for variable, is_compressed in zip(variables, self._is_compressed)
         ]
+        self._weights.build(self, variables)
+
+    def add_variable_from_reference(
+        self, reference_variable, name=None, initializer="zeros"
+    ):
+        """As in the base class, but never of 16 bits."""
+        if not is_16_bit(reference_variable):
+            return super().add_variable_from_reference(
+                reference_variable, name, initializer
+            )
+        shape = reference_variable.shape
+        return self._add(
+            reference_variable, name or "var", shape, initializer=initializer
+        )
 
     def _is_compressible(self, variable):
         return math.prod(variable.shape) >= max(1, self.min_size)
@@ -97,6 +120,9 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             shape, initializer, dtype, layout=layout, name=name
         )
 
+    def apply(self, grads, trainable_variables=None):
+        super().apply(float32_gradients(self, grads), trainable_variables)
+
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         slots = self._states[index]
@@ -104,7 +130,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         # TensorFlow's gradient of an embedding is sparse; this makes it dense.
         gradient = ops.reshape(gradient, variable.shape)
         is_compressed = self._is_compressed[index]
-        if is_compressed and self.HAS_KERNEL:
+        if is_compressed and self.HAS_KERNEL and not is_16_bit(variable):
             row = dispatch.Row(
                 parameter=ops.convert_to_tensor(variable),
                 state=tuple(state),
@@ -149,8 +175,37 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         }
 
     def _move(self, variable, update, learning_rate):
-        update = ops.cast(learning_rate, "float32") * update
-        self.assign_sub(variable, ops.cast(update, variable.dtype))
+        learning_rate = ops.cast(learning_rate, "float32")
+        update = learning_rate * update
+        if not is_16_bit(variable):
+            self.assign_sub(variable, ops.cast(update, variable.dtype))
+            return
+        index = self._get_variable_index(variable)
+        x = self._weights.read(index, variable)
+        x = x - x * self._decay_of(variable) * learning_rate - update
+        step = ops.cast(self.iterations + 1, "int32")
+        self._weights.write(self, index, variable, x, step)
+
+    def _decay_of(self, variable):
+        """Return the weight decay of a variable, 0 for none."""
+        is_decayed = self.weight_decay and self._use_weight_decay(variable)
+        return self.weight_decay if is_decayed else 0.0
+
+    def _apply_weight_decay(self, variables):
+        # Variables of 16 bits decay in the step.
+        variables = [v for v in variables if not is_16_bit(v)]
+        if variables:
+            super()._apply_weight_decay(variables)
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        super()._update_model_variables_moving_average(
+            self._weights.read(i, variable) if is_16_bit(variable) else variable
+            for i, variable in enumerate(trainable_variables)
+        )
+
+    def get_config(self):
+        config = {"weight_rounding": self.weight_rounding}
+        return {**super().get_config(), **config}
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Update all variables: on PyTorch many at a time.
