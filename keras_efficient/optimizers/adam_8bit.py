@@ -107,6 +107,7 @@ class Adam8bit(Optimizer8bit):
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
+            weight_rounding=self.weight_rounding,
         )
 
     def _step_8bit(self, gradient, state, groups):

@@ -33,7 +33,7 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         row = index, variable, optimizer._states[index], gradient
         is_compressed = optimizer._is_compressed[index]
         (compressed if is_compressed else plain).append(row)
-    if optimizer.HAS_KERNEL:
+    if optimizer.HAS_KERNEL and compressed:
         compressed = _without_kernel(optimizer, compressed, rate)
     plain, compressed = map(_with_state, (plain, compressed))
     if not optimizer.STEPS_BY_ENTRY:
@@ -47,26 +47,17 @@ def batched_step(optimizer, gradients, variables, learning_rate):
 
 def _without_kernel(optimizer, rows, learning_rate):
     """Do the steps that a kernel serves; return the other rows."""
-    others = [row for row in rows if is_16_bit(row[1])]
-    rows = [row for row in rows if not is_16_bit(row[1])]
-    if not rows:
-        return others
     results = dispatch.do_steps(
         [
-            dispatch.Row(
-                parameter=variable.value,
-                state=tuple([slot.value for slot in slots]),
-                gradient=gradient,
-                seed=index,
+            optimizer._row(
+                index, variable, [slot.value for slot in slots], gradient
             )
             for index, variable, slots, gradient in rows
         ],
         optimizer._kernel_arguments(learning_rate),
     )
     # A kernel overwrites the memory of the variables.
-    return others + [
-        row for row, result in zip(rows, results) if result is None
-    ]
+    return [row for row, result in zip(rows, results) if result is None]
 
 
 def _with_state(rows):

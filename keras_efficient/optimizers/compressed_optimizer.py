@@ -130,17 +130,15 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         # TensorFlow's gradient of an embedding is sparse; this makes it dense.
         gradient = ops.reshape(gradient, variable.shape)
         is_compressed = self._is_compressed[index]
-        if is_compressed and self.HAS_KERNEL and not is_16_bit(variable):
-            row = dispatch.Row(
-                parameter=ops.convert_to_tensor(variable),
-                state=tuple(state),
-                gradient=gradient,
-                seed=index,
-            )
+        if is_compressed and self.HAS_KERNEL:
+            row = self._row(index, variable, state, gradient)
             arguments = self._kernel_arguments(learning_rate)
             (results,) = dispatch.do_steps([row], arguments)
             if results is not None:
-                for target, result in zip([variable, *slots], results):
+                correction = self._weights.corrections[index]
+                corrections = [] if correction is None else [correction]
+                targets = variable, *corrections, *slots
+                for target, result in zip(targets, results, strict=True):
                     self.assign(target, result)
                 return
         step = self._step_compressed if is_compressed else self._step_plain
@@ -148,6 +146,20 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         for slot, result in zip(slots, state):
             self.assign(slot, result)
         self._move(variable, update, learning_rate)
+
+    def _row(self, index, variable, state, gradient):
+        """Return what `dispatch.do_steps` takes of a variable."""
+        correction = self._weights.corrections[index]
+        if correction is not None:
+            correction = ops.convert_to_tensor(correction)
+        return dispatch.Row(
+            parameter=ops.convert_to_tensor(variable),
+            state=tuple(state),
+            gradient=gradient,
+            seed=index,
+            correction=correction,
+            decay=self._decay_of(variable) if is_16_bit(variable) else 0.0,
+        )
 
     def _kernel_arguments(self, learning_rate):
         """Return the record that `dispatch.do_steps` takes."""

@@ -211,6 +211,7 @@ class MicroAdam(CompressedOptimizer):
             alpha=self.alpha,
             rounding=self.rounding,
             bias_correction=self.bias_correction,
+            weight_rounding=self.weight_rounding,
             **self._sizes(),
         )
 
