@@ -442,8 +442,11 @@ def numba_kernel():
 
 
 @row(
-    *("config.set_kernels", "config.kernels", "config.report"),
-    *("config.set_num_threads", "config.num_threads"),
+    "config.set_kernels",
+    "config.kernels",
+    "config.report",
+    "config.set_num_threads",
+    "config.num_threads",
 )
 def settings_of_the_package():
     config.set_num_threads(1)
