@@ -22,6 +22,7 @@ from keras_efficient import ops as ops
 from keras_efficient import optimizers as optimizers
 from keras_efficient import regularizers as regularizers
 from keras_efficient import utils as utils
+from keras_efficient.conversion import recompute as recompute
 from keras_efficient.version import __version__ as __version__
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "models",
     "ops",
     "optimizers",
+    "recompute",
     "regularizers",
     "utils",
 ]

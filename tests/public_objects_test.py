@@ -22,6 +22,7 @@ from keras_efficient import metrics
 from keras_efficient import models
 from keras_efficient import ops as our_ops
 from keras_efficient import optimizers
+from keras_efficient import recompute
 from keras_efficient import regularizers
 from keras_efficient import utils
 from tests.gradients import to_numpy
@@ -419,6 +420,14 @@ def settings_of_the_package():
     assert config.kernels() == "off"
     config.set_kernels(before)
     assert config.report(verbose=0)
+
+
+@row("recompute")
+def recomputing():
+    blocks = [keras.Sequential([Dense(16), Dense(4)]) for _ in range(3)]
+    model = keras.Sequential([keras.Input((4,)), *blocks])
+    assert recompute(model) is model
+    all_finite(model(batch(2, 4), training=True))
 
 
 @row("utils.check_reversibility")

@@ -1,0 +1,1 @@
+from keras_efficient.conversion.recompute import recompute as recompute
