@@ -8,18 +8,7 @@ import numpy as np
 from keras_efficient.conversion.layer_tree import leaves
 
 
-def nodes_of(graph):
-    """The calls of layers that a `keras.Function` makes, in its order."""
-    by_depth = graph._nodes_by_depth
-    return [
-        node
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
-        if node.operation and not node.is_input
-    ]
-
-
-def cut(graph):
+def cut(calls, outputs):
     """Cut a graph where few bytes cross.
 
     With the calls of layers in a row, segment k being those after cut k - 1
@@ -34,14 +23,14 @@ def cut(graph):
     maximum the rest is a shortest path, found exactly.
 
     Args:
-        graph: A `keras.Function`.
+        calls: List of `GraphCall`s, in an order to run them.
+        outputs: List of the symbolic tensors that are asked for.
 
     Returns:
-        List of lists of nodes; the last is not to be recomputed. Or `None`,
+        List of lists of calls; the last is not to be recomputed. Or `None`,
         if that would save less than a fifth of the activations.
     """
-    nodes = nodes_of(graph)
-    weights, kept = _weights(nodes), _kept(graph, nodes)
+    weights, kept = list(map(weight, calls)), _kept(calls, outputs)
     before = np.concatenate([[0.0], np.cumsum(weights)])
     best, cuts = 0.8 * before[-1], None
     for bound in _bounds(weights, before):
@@ -50,8 +39,8 @@ def cut(graph):
             best, cuts = cost + bound, path
     if cuts is None:
         return None
-    starts, ends = [0, *cuts], [*cuts, len(nodes)]
-    return [nodes[a:b] for a, b in zip(starts, ends)]
+    starts, ends = [0, *cuts], [*cuts, len(calls)]
+    return [calls[a:b] for a, b in zip(starts, ends)]
 
 
 def _bounds(weights, before):
@@ -91,32 +80,26 @@ def _shortest_path(before, kept, bound):
     return cost, cuts
 
 
-def _kept(graph, nodes):
+def _kept(calls, outputs):
     """`kept[i, j]`: numbers made by call `i` or later that cross cut `j`."""
-    count = len(nodes)
-    last = {id(x): count for x in graph.outputs}
-    for i, node in reversed(list(enumerate(nodes))):
-        for x in node.input_tensors:
+    count = len(calls)
+    last = {id(x): count for x in outputs}
+    for i, call in reversed(list(enumerate(calls))):
+        for x in call.reads:
             last.setdefault(id(x), i)
     kept = np.zeros((count + 1, count + 1))
-    for i, node in enumerate(nodes):
-        for x in node.outputs:
+    for i, call in enumerate(calls):
+        for x in call.makes:
             kept[i, i + 1 : last.get(id(x), i) + 1] += _numbers(x)
     return np.cumsum(kept[::-1], axis=0)[::-1]
 
 
-def _weights(nodes):
-    """Numbers that each call keeps, by its outputs and its layers."""
-    return [
-        sum(map(_numbers, node.outputs)) * _count(node.operation)
-        for node in nodes
-    ]
-
-
-def _count(operation):
-    if not isinstance(operation, keras.layers.Layer):
-        return 1
-    return max(1, leaves([operation]))
+def weight(call):
+    """Numbers that a call keeps, by its outputs and its layers."""
+    layers = 1
+    if isinstance(call.operation, keras.layers.Layer):
+        layers = max(1, leaves([call.operation]))
+    return layers * sum(map(_numbers, call.makes))
 
 
 def _numbers(x):

@@ -1,10 +1,12 @@
 """The layers of a model as a tree, and the blocks in it."""
 
 import collections
+import functools
 
 import keras
 
-# A graph of more nodes is cut (`cut_points.py`) rather than taken as a block.
+# A graph of more operations is cut (`cut_points.py`) rather than taken as a
+# block.
 LARGE_GRAPH = 16
 
 
@@ -45,10 +47,25 @@ def leaves(layers):
 
 
 def graph_of(layer):
-    """The `keras.Function` that a functional or sequential model runs."""
+    """The functional model that a functional or sequential one runs."""
     if isinstance(layer, keras.Sequential):
-        layer = getattr(layer, "_functional", None)
-    return layer if isinstance(layer, keras.Function) else None
+        try:
+            inputs, outputs = layer.inputs, layer.outputs
+        except (AttributeError, ValueError):
+            return None  # it is not built, or runs its layers one by one
+        if type(layer).call is not keras.Sequential.call or not outputs:
+            return None
+        return keras.Model(inputs[0], outputs[0], name=layer.name)
+    if isinstance(layer, keras.Function):
+        return layer if type(layer).call is _functional_call() else None
+    return None
+
+
+@functools.cache
+def _functional_call():
+    """`call` of functional models; what overrides it may do more."""
+    x = keras.Input((1,))
+    return type(keras.Model(x, x, name="functional")).call
 
 
 def blocks(layer, above=()):
@@ -75,7 +92,7 @@ def blocks(layer, above=()):
 
 
 def graphs(layer, above=()):
-    """The graphs that layers below `layer`, or itself, consist of.
+    """The models of layers below `layer`, or itself, that are graphs.
 
     The uppermost ones, unless most layers are in graphs further down.
     """
@@ -87,4 +104,4 @@ def graphs(layer, above=()):
     own = graph_of(layer)
     if own is None or leaves(inner) >= 0.5 * leaves([layer]):
         return inner
-    return [own] if len(own.operations) > 2 else []
+    return [layer] if len(own.operations) > 2 else []

@@ -1,7 +1,7 @@
 """What stands for `call` in a model that recomputes.
 
-Both sit in the `__dict__` of an instance, where they hide the method of its
-class: nothing is tracked, nothing is saved, and deleting them undoes it.
+It sits in the `__dict__` of an instance, where it hides the method of its
+class: nothing is tracked, nothing is saved, and deleting it undoes it.
 """
 
 import functools
@@ -11,130 +11,54 @@ import keras
 from keras_efficient.autodiff.capture import Call
 from keras_efficient.autodiff.recompute import recompute
 from keras_efficient.backend import nested
+from keras_efficient.conversion.layer_tree import all_layers
+from keras_efficient.conversion.layer_tree import graph_of
 
 
-class RecomputedCall:
-    """Stands for `layer.call`, and recomputes it in training.
+class _Replacement:
+    """Stands for a method of a layer.
 
     Args:
-        layer: A built Keras layer.
+        layer: A Keras layer.
+        name: String, the name of the method.
         modes: The values of `training` to recompute at: `True`, and all where
             layers may not be told that they are in training.
     """
 
-    name = "call"
-
-    def __init__(self, layer, modes):
-        functools.update_wrapper(self, layer.call)  # with its signature
+    def __init__(self, layer, name, modes):
+        hidden = getattr(layer, name)
+        functools.update_wrapper(self, hidden)  # with its signature
+        self.hidden = hidden
         self.layer = layer
+        self.name = name
         self.modes = modes
-        self.hidden = layer.call
 
-    def __call__(self, *args, **kwargs):
-        training = _training()
-        if training not in self.modes:
-            return self.hidden(*args, **kwargs)
-        layer = self.layer
-        return _recompute(
-            self.hidden,
-            (args, kwargs),
-            layers=[layer],
-            training=training,
-            dtype=layer.dtype_policy,
-            autocast=layer.autocast,
-        )
+    def install(self):
+        vars(self.layer)[self.name] = self
 
 
-class RecomputedGraph:
-    """Stands for the method by which a functional model runs its graph.
-
-    Args:
-        graph: A `keras.Function`.
-        modes: As for `RecomputedCall`.
-        segments: List of `(nodes, recomputed)`, in the order to run.
-    """
-
-    name = "_run_through_graph"
-
-    def __init__(self, graph, modes, segments):
-        self.graph = graph
-        self.modes = modes
-        self.hidden = graph._run_through_graph
-        last = {id(x): len(segments) for x in graph.outputs}
-        for i, (nodes, _) in reversed(list(enumerate(segments))):
-            for node in nodes:
-                for x in node.input_tensors:
-                    last.setdefault(id(x), i)
-        self.segments = [
-            _Segment(nodes, recomputed, [k for k, j in last.items() if j > i])
-            for i, (nodes, recomputed) in enumerate(segments)
-        ]
-
-    def __call__(self, inputs, operation_fn=lambda op: op, call_fn=None):
-        inputs = keras.tree.flatten(inputs)
-        # What a layer of the graph would be told.
-        training = operation_fn(_training)()
-        symbolic = any(isinstance(x, keras.KerasTensor) for x in inputs)
-        if symbolic or call_fn is not None or training not in self.modes:
-            return self.hidden(inputs, operation_fn, call_fn)
-        tensors = dict(zip(map(id, self.graph.inputs), inputs))
-        for segment in self.segments:
-            segment(tensors, operation_fn, training)
-        outputs = [tensors[id(x)] for x in self.graph.outputs]
-        return keras.tree.pack_sequence_as(self.graph.output, outputs)
+def restore(layer):
+    """Take out what stands for methods of a layer, and return it."""
+    found = [x for x in vars(layer).values() if isinstance(x, _Replacement)]
+    for replacement in found:
+        del vars(layer)[replacement.name]
+    return found
 
 
-class _Segment:
-    """Calls of layers that are run as one.
-
-    Args:
-        nodes: List of nodes of the graph.
-        recomputed: Boolean.
-        later: List of the ids of symbolic tensors that are read afterwards.
-    """
-
-    def __init__(self, nodes, recomputed, later):
-        self.nodes = nodes
-        self.recomputed = recomputed
-        made = [id(x) for node in nodes for x in node.outputs]
-        read = [id(x) for node in nodes for x in node.input_tensors]
-        self.inputs = list(dict.fromkeys(x for x in read if x not in made))
-        self.outputs = [x for x in made if x in set(later)]
-        layers = [node.operation for node in nodes]
-        self.layers = [x for x in layers if isinstance(x, keras.layers.Layer)]
-
-    def __call__(self, tensors, operation_fn, training):
-        """Add what the segment makes to a dictionary of tensors by ids."""
-        values = [tensors[key] for key in self.inputs]
-        run = functools.partial(self.run, operation_fn=operation_fn)
-        if self.recomputed and self.layers:
-            outputs = _recompute(
-                run, ([values], {}), self.layers, training, autocast=False
-            )
-        else:
-            outputs = run(values)
-        tensors.update(zip(self.outputs, outputs))
-
-    def run(self, values, operation_fn):
-        tensors = dict(zip(self.inputs, values))
-        for node in self.nodes:
-            args, kwargs = node.arguments.fill_in(tensors)
-            outputs = operation_fn(node.operation)(*args, **kwargs)
-            keys = map(id, node.outputs)
-            tensors.update(zip(keys, keras.tree.flatten(outputs)))
-        return [tensors[key] for key in self.outputs]
+def is_recomputed(layer):
+    return any(isinstance(x, _Replacement) for x in vars(layer).values())
 
 
-def _recompute(run, arguments, layers, training, **settings):
+def recomputed(run, arguments, layers, training, settings):
     """Return `run(*args, **kwargs)`, and keep only what goes into it.
 
     Args:
         run: Function that calls `layers`.
         arguments: The pair `(args, kwargs)`.
-        layers: List of layers. The last one takes the losses that are added:
-            a functional model takes none of its own.
+        layers: List of layers.
         training: Boolean or `None`, for the layers inside.
-        **settings: Arguments of a layer that are those of the call.
+        settings: Dictionary of the arguments of a layer that decide how the
+            call reads variables.
     """
     # Keras refuses arguments in which tensors and others are mixed.
     leaves, structure = nested.flatten(arguments), nested.skeleton(arguments)
@@ -148,36 +72,173 @@ def _recompute(run, arguments, layers, training, **settings):
         args, kwargs = nested.pack(structure, leaves)
         return run(*args, **kwargs)
 
-    body = _Body(repeat, owner=layers[-1], name="segment", **settings)
+    body = _Body(repeat, layers, **settings)
     tensors = [leaves[i] for i in places]
     return recompute(
-        [lambda: Call(body, (tensors,), {}, training)],
+        [lambda: Call(body, (tensors,), {"training": training})],
         [v for layer in layers for v in layer.variables],
     )
+
+
+def as_it_is(run, arguments, layers, training, settings):
+    """Return `run(*args, **kwargs)`."""
+    args, kwargs = arguments
+    return run(*args, **kwargs)
+
+
+class RecomputedCall(_Replacement):
+    """Stands for `layer.call`, and recomputes it in training.
+
+    Attributes:
+        way: Function that runs a segment: `recomputed`, or `as_it_is`.
+    """
+
+    way = staticmethod(recomputed)
+
+    def __call__(self, *args, **kwargs):
+        training = _training()
+        if training not in self.modes:
+            return self.hidden(*args, **kwargs)
+        layer = self.layer
+        # A functional model reads no variables itself, and casts its inputs.
+        autocast = layer.autocast and not isinstance(layer, keras.Function)
+        settings = {"dtype": layer.dtype_policy, "autocast": autocast}
+        return self.way(
+            self.hidden, (args, kwargs), [layer], training, settings
+        )
+
+    @property
+    def segments(self):
+        return [self]
+
+
+class RecomputedGraph(_Replacement):
+    """Stands for `call` of a functional model, which it runs in segments.
+
+    Args:
+        model: A functional or sequential model.
+        calls: Functional model of `GraphCall`s.
+        segments: List of pairs of a list of `GraphCall`s and the function that
+            runs them, `recomputed` or `as_it_is`, in the order to run.
+        modes: As above.
+    """
+
+    def __init__(self, model, calls, segments, modes):
+        super().__init__(model, "call", modes)
+        self.outputs = model.outputs
+        self.run = _Run(calls, segments)
+        outputs = self.run(calls.inputs)
+        self.model = keras.Model(
+            calls.input,
+            keras.tree.pack_sequence_as(calls.output, outputs),
+            name=model.name,
+        )
+
+    def __call__(self, inputs, training=None, mask=None, **kwargs):
+        # `add` and `pop` change what a sequential model is.
+        changed = self.layer.outputs[0] is not self.outputs[0]
+        if training not in self.modes or kwargs or changed:
+            return self.hidden(inputs, training=training, mask=mask, **kwargs)
+        return self.model.call(inputs, training=training, mask=mask)
+
+    @property
+    def segments(self):
+        """Those that are recomputed, or may be."""
+        segments = self.run.segments
+        return [x for x in segments if x.way is not as_it_is]
+
+
+class _Run(keras.layers.Layer):
+    """Runs the segments of a graph: from a list of tensors to another."""
+
+    def __init__(self, calls, segments):
+        super().__init__(autocast=False, name="segments")
+        last = {id(x): len(segments) for x in calls.outputs}
+        for i, (part, _) in reversed(list(enumerate(segments))):
+            for x in (x for call in part for x in call.reads):
+                last.setdefault(id(x), i)
+        segments = [
+            _Segment(part, {k for k, j in last.items() if j > i}, way)
+            for i, (part, way) in enumerate(segments)
+        ]
+        # Not tracked.
+        vars(self).update(graph=calls, segments=segments)
+        self.built = self.supports_masking = True
+
+    def call(self, inputs, training=None):
+        tensors = dict(zip(map(id, self.graph.inputs), inputs))
+        for segment in self.segments:
+            segment(tensors, training)
+        return [tensors[id(x)] for x in self.graph.outputs]
+
+    def compute_output_spec(self, inputs, training=None):
+        return [keras.KerasTensor(x.shape, x.dtype) for x in self.graph.outputs]
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # the layers have hung theirs on their outputs
+
+
+class _Segment:
+    """Calls of layers that are run as one.
+
+    Args:
+        calls: List of `GraphCall`s.
+        later: Set of the ids of symbolic tensors that are read afterwards.
+        way: Function that runs it: `recomputed`, or `as_it_is`.
+    """
+
+    def __init__(self, calls, later, way):
+        self.calls = calls
+        made = [id(x) for call in calls for x in call.makes]
+        read = [id(x) for call in calls for x in call.reads]
+        self.inputs = list(dict.fromkeys(x for x in read if x not in made))
+        self.outputs = [x for x in made if x in later]
+        layers = [call.operation for call in calls]
+        self.layers = [x for x in layers if isinstance(x, keras.layers.Layer)]
+        # Operations alone have no variables, and no one to take losses.
+        self.way = way if self.layers else as_it_is
+
+    def __call__(self, tensors, training):
+        """Add what the segment makes to a dictionary of tensors by ids."""
+        run = functools.partial(self.run, training=training)
+        values = [tensors[key] for key in self.inputs]
+        settings = {"autocast": False}
+        outputs = self.way(run, ([values], {}), self.layers, training, settings)
+        # What nobody reads later is let go.
+        tensors.update(zip(self.outputs, outputs))
+
+    def run(self, values, training):
+        tensors = dict(zip(self.inputs, values))
+        for call in self.calls:
+            outputs = call.run(tensors, training)
+            keys = map(id, call.makes)
+            tensors.update(zip(keys, keras.tree.flatten(outputs)))
+        return [tensors[key] for key in self.outputs]
 
 
 class _Body(keras.layers.Layer):
     """Runs a function as Keras runs `call`, when it is repeated, too.
 
     In the backward pass there is nothing around that would set `training` and
-    the dtype. The layer itself is not entered twice, so that what Keras does
-    around `call` is done once.
+    the dtype. The layers themselves are not entered twice, so that what Keras
+    does around `call` is done once.
     """
 
-    def __init__(self, run, owner, **settings):
-        super().__init__(**settings)
-        self.__dict__.update(run=run, owner=owner)  # not tracked
-        self._convert_input_args = False  # they have been
+    def __init__(self, run, layers, **settings):
+        super().__init__(name="segment", **settings)
+        vars(self).update(function=run, inside=layers)  # not tracked
         self.built = self.supports_masking = True
 
     def call(self, tensors, training=None):
-        return self.run(tensors)
+        return self.function(tensors)
 
     def compute_mask(self, inputs, previous_mask):
         return None  # the layers have hung theirs on their outputs
 
     def add_loss(self, loss):
-        self.owner.add_loss(loss)
+        # Functional models take none.
+        layers = (x for layer in self.inside for x in all_layers(layer))
+        next(x for x in layers if graph_of(x) is None).add_loss(loss)
 
 
 class _Training(keras.layers.Layer):

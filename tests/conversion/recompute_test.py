@@ -13,6 +13,11 @@ import keras_efficient
 from keras_efficient import recompute
 from keras_efficient.conversion import cut_points
 from keras_efficient.conversion import segments as running
+from keras_efficient.conversion.graph_calls import record_calls
+from keras_efficient.conversion.layer_tree import all_layers
+from keras_efficient.conversion.segments import is_recomputed
+from keras_efficient.conversion.step_bytes import fixed_bytes
+from keras_efficient.conversion.step_bytes import peak_of_step
 from keras_efficient.utils import saved_activation_bytes
 from tests.gradients import to_numpy
 from tests.marks import once
@@ -259,14 +264,10 @@ def test_bytes_kept_fall(build):
     assert kept[1][0] > 3 * kept[1][1]
 
 
-def attributes(model):
-    """Names of what hides a method of a layer."""
-    return [
-        name
-        for layer in [model, *model._flatten_layers()]
-        for name in ("call", "_run_through_graph")
-        if name in vars(layer)
-    ]
+def replaced(model):
+    """Names of layers, and of the model itself, whose `call` is hidden."""
+    layers = all_layers(model)
+    return [x.name for x in layers if is_recomputed(x)]
 
 
 def test_the_model_stays_what_it_is(tmp_path):
@@ -276,7 +277,7 @@ def test_the_model_stays_what_it_is(tmp_path):
     before = type(model), model.get_config().keys(), model.count_params()
     paths = [v.path for v in model.variables]
     assert recompute(model) is model
-    assert len(attributes(model)) == 3
+    assert len(replaced(model)) == 3
     after = type(model), model.get_config().keys(), model.count_params()
     assert before == after and paths == [v.path for v in model.variables]
     found = []
@@ -290,32 +291,28 @@ def test_the_model_stays_what_it_is(tmp_path):
     expected = to_numpy(model.weights)
     for a, b in zip(expected, to_numpy(loaded.weights), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert not attributes(loaded)
+    assert not replaced(loaded)
     recompute(model)  # once more
-    assert len(attributes(model)) == 3
+    assert len(replaced(model)) == 3
     recompute(model, segments=None)
-    assert not attributes(model)
+    assert not replaced(model)
 
 
 @once
 def test_copies_and_clones_are_plain():
     model, x, _ = residual(2)
     recompute(model)
-    assert len(attributes(model)) == 2  # `_flatten_layers` begins with it
+    assert len(replaced(model)) == 1
     for other in (
         copy.deepcopy(model),
         pickle.loads(pickle.dumps(model)),
         keras.models.clone_model(model),
     ):
-        assert not attributes(other)
+        assert not replaced(other)
         assert other.count_params() == model.count_params()
     assert model.layers[-1].output is model.output  # no further node
     recompute(model, None)
-    assert not attributes(model)
-
-
-def hidden(model):
-    return [x.name for x in model._flatten_layers() if "call" in vars(x)]
+    assert not replaced(model)
 
 
 @once
@@ -323,11 +320,11 @@ def test_segments_are_chosen_by_name_layer_and_function():
     model, _, _ = subclassed(frozen=False)
     names = [block.name for block in model.blocks]
     recompute(model, [names[0], model.blocks[2]])
-    assert hidden(model) == [names[0], names[2]]
+    assert replaced(model) == [names[0], names[2]]
     recompute(model, lambda layer: isinstance(layer, (Block, layers.Dense)))
-    assert sorted(hidden(model)) == sorted([*names, model.head.name])
+    assert sorted(replaced(model)) == sorted([*names, model.head.name])
     recompute(model)
-    assert hidden(model) == names
+    assert replaced(model) == names
 
 
 def test_a_list_of_layers_is_one_segment(repeated, float64):
@@ -359,7 +356,7 @@ def unknown_structure():
 @once
 def test_errors_say_what_to_do_and_leave_the_model_as_it_was():
     model = recompute(subclassed()[0])
-    before = hidden(model)
+    before = replaced(model)
     graph = residual()[0]
     small = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     small.quantize("int8")
@@ -376,14 +373,13 @@ def test_errors_say_what_to_do_and_leave_the_model_as_it_was():
         (ValueError, "true for no layer", (model, lambda layer: False)),
         (ValueError, "is in two segments", (model, [a, a.dense])),
         (ValueError, "is in two segments", (model, [a.dense, a])),
-        (ValueError, "is quantized itself.*around", (small, small.layers)),
         (ValueError, "not in one functional", (model, [[a, b]])),
         (ValueError, "follow each other", (graph, [[names[2], names[9]]])),
     ):
         with pytest.raises(error, match=f"(?s){text}"):
             recompute(*arguments)
-    assert hidden(model) == before
-    assert not attributes(graph)
+    assert replaced(model) == before
+    assert not replaced(graph)
 
 
 @once
@@ -399,24 +395,24 @@ def test_cuts_are_the_best_there_are(seed):
             x = layers.Concatenate()([x, made[rng.integers(len(made))]])
         made.append(x)
     graph = keras.Model(inputs, made[-1])
-    nodes = cut_points.nodes_of(graph)
+    recorded, nodes = record_calls(graph)
 
     def cost(parts):
         part_of = {
             id(x): i
             for i, part in enumerate(parts)
             for node in part
-            for x in node.outputs
+            for x in node.makes
         }
         crossing = {
             id(x): x.shape[-1]
             for i, part in enumerate(parts)
             for node in part
-            for x in node.input_tensors
+            for x in node.reads
             if part_of.get(id(x), i) < i
         }
         weights = [
-            sum(x.shape[-1] for node in part for x in node.outputs)
+            sum(x.shape[-1] for node in part for x in node.makes)
             for part in parts
         ]
         return sum(crossing.values()) + weights[-1] + max(weights[:-1])
@@ -427,7 +423,7 @@ def test_cuts_are_the_best_there_are(seed):
         for count in places
         for cuts in itertools.combinations(places, count)
     )
-    found = cut_points.cut(graph)
+    found = cut_points.cut(nodes, recorded.outputs)
     assert found is not None
     assert list(itertools.chain(*found)) == nodes
     assert cost(found) == best
@@ -435,3 +431,31 @@ def test_cuts_are_the_best_there_are(seed):
 
 def test_it_is_public():
     assert keras_efficient.recompute is recompute
+
+
+def test_a_budget_is_met_with_little_work():
+    """Between what all segments and what none of them need."""
+    x = ops.convert_to_tensor(batch(64, 32, 32, 4))
+    peaks = []
+    model = residual(6, size=32)[0]
+    model.compile("sgd", "mse")
+    fixed, _ = fixed_bytes(model, model.optimizer)
+    for segments in (None, "auto"):
+        recompute(model, segments)
+        peaks.append(peak_of_step(model, x, fixed))
+    chosen = []
+    for part in (0.1, 0.6, 1.1):
+        budget = peaks[1] + part * (peaks[0] - peaks[1])
+        recompute(model, inputs=x, budget=f"{budget / 2**20} MiB")
+        assert peak_of_step(model, x, fixed) <= budget
+        segments = vars(model)["call"].segments
+        chosen.append(sum(s.way is running.recomputed for s in segments))
+    assert chosen[0] > chosen[1] > chosen[2] == 0
+    state = model.get_weights()
+    message = "(?s)fits into.*least found is.*parameters.*Adam8bit"
+    with pytest.raises(ValueError, match=message):
+        recompute(model, inputs=x, budget="1MB")
+    segments = vars(model)["call"].segments
+    assert not any(s.way is running.recomputed for s in segments)
+    for a, b in zip(state, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
