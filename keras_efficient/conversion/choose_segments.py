@@ -52,7 +52,8 @@ def _automatic(model):
         raise ValueError(
             f"Nothing to gain for model '{model.name}': it has no layers of "
             "layers of which there are several of one class, and no graph of "
-            "layers that could be cut where few bytes cross. Name its "
+            "layers that could be cut where few bytes cross. (A functional "
+            "model whose class has a `call` of its own is not cut.) Name its "
             "segments: `segments=[...]`, a list of layers."
         )
     return cuts or _called(found)

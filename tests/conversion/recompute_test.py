@@ -203,9 +203,14 @@ def check_steps(build, repeated, tolerance):
         np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("build", [residual, u_net, mobile_net])
+@pytest.mark.parametrize("build", [residual, u_net])
 def test_steps_of_a_graph_equal_the_plain_ones(build, repeated, float64):
     check_steps(build, repeated, 1e-6)
+
+
+@once
+def test_steps_of_a_whole_network_equal_the_plain_ones(repeated, float64):
+    check_steps(mobile_net, repeated, 1e-6)
 
 
 @pytest.mark.parametrize("build", [subclassed, unaware, gpt2, llama])
@@ -215,6 +220,39 @@ def test_steps_of_blocks_equal_the_plain_ones(build, repeated):
 
 def test_steps_in_mixed_precision_equal_the_plain_ones(repeated):
     check_steps(bert, repeated, 2e-2)
+
+
+class Scaled(layers.Layer):
+    """A block with a variable of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(8, "gelu")
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.dense.build(shape)
+
+    def call(self, x):
+        assert self.scale.value.dtype == x.dtype  # cast as in the plain model
+        return x + self.dense(self.scale * x)
+
+
+def scaled():
+    inputs = x = keras.Input((8,))
+    with_policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(with_policy)
+    try:
+        for _ in range(3):
+            x = Scaled()(x)
+    finally:
+        keras.config.set_dtype_policy(previous)
+    return keras.Model(inputs, layers.Dense(3)(x)), batch(BATCH, 8), 3
+
+
+def test_a_block_reads_its_own_variables_in_mixed_precision(repeated):
+    check_steps(scaled, repeated, 2e-2)
 
 
 def nothing(model):
@@ -435,27 +473,26 @@ def test_it_is_public():
 
 def test_a_budget_is_met_with_little_work():
     """Between what all segments and what none of them need."""
-    x = ops.convert_to_tensor(batch(64, 32, 32, 4))
+    x = ops.convert_to_tensor(batch(64, 16, 16, 4))
     peaks = []
-    model = residual(6, size=32)[0]
+    model = residual(4, size=16)[0]
     model.compile("sgd", "mse")
     fixed, _ = fixed_bytes(model, model.optimizer)
     for segments in (None, "auto"):
         recompute(model, segments)
         peaks.append(peak_of_step(model, x, fixed))
     chosen = []
-    for part in (0.1, 0.6, 1.1):
+    for part in (0.1, 0.6):
         budget = peaks[1] + part * (peaks[0] - peaks[1])
         recompute(model, inputs=x, budget=f"{budget / 2**20} MiB")
         assert peak_of_step(model, x, fixed) <= budget
         segments = vars(model)["call"].segments
         chosen.append(sum(s.way is running.recomputed for s in segments))
-    assert chosen[0] > chosen[1] > chosen[2] == 0
+    assert chosen[0] > chosen[1] > 0
     state = model.get_weights()
     message = "(?s)fits into.*least found is.*parameters.*Adam8bit"
     with pytest.raises(ValueError, match=message):
         recompute(model, inputs=x, budget="1MB")
-    segments = vars(model)["call"].segments
-    assert not any(s.way is running.recomputed for s in segments)
+    assert vars(model)["call"].segments == segments
     for a, b in zip(state, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
