@@ -57,6 +57,15 @@ def all_finite(*tensors):
         assert np.isfinite(array.astype("float32")).all()
 
 
+def every_weight_is_found(layer):
+    """By its path, and by PyTorch as a parameter that trains."""
+    paths = [variable.path for variable in layer.variables]
+    assert len(set(paths)) == len(paths)
+    if keras.config.backend() == "torch":
+        parameters = [p for p in layer.parameters() if p.requires_grad]
+        assert len(parameters) == len(layer.trainable_variables)
+
+
 # Layers
 
 
@@ -68,6 +77,7 @@ def check_layer(make, *shapes):
     layer, x = make(), [batch(2, *shape) for shape in shapes]
     y = layer(x if len(x) > 1 else x[0])
     all_finite(y)
+    every_weight_is_found(layer)
     same_settings(layer)
     if hasattr(layer, "inverse"):
         again = to_numpy(keras.tree.flatten(layer.inverse(y)))
@@ -189,6 +199,7 @@ def check_network(build, *arguments, **settings):
     y = model.predict(batch(2, *model.input_shape[1:]), verbose=0)
     assert y.shape[-1] == 3
     all_finite(y)
+    every_weight_is_found(model)
 
 
 IMAGES = {"input_shape": (16, 16, 3)}
@@ -221,6 +232,7 @@ def check_size(name, **settings):
     build = getattr(models, name)
     model = build(classes=3, **settings, **IMAGES)
     assert model.output_shape == (None, 3)
+    every_weight_is_found(model)
     assert model.name == inspect.signature(build).parameters["name"].default
 
 
@@ -250,6 +262,7 @@ def language_model():
     tokens = np.array([[1, 2, 3]])
     assert model.predict(tokens, verbose=0).shape == (1, 3, 11)
     assert ops.shape(model.generate(tokens, 1)) == (1, 4)
+    every_weight_is_found(model)
     same_settings(model)
 
 
@@ -258,11 +271,12 @@ def autoencoder():
     model = models.InvertibleAutoencoder([layers.InvertibleDense(4)])
     x = batch(2, 4)
     np.testing.assert_allclose(*to_numpy([model(x)]), x, atol=1e-5)
+    every_weight_is_found(model)
     same_settings(model)
 
 
 def translator():
-    judges = [models.PatchDiscriminator((2,)) for _ in "ab"]
+    judges = [models.PatchDiscriminator((2,), name=name) for name in "ab"]
     conv = layers.InvertibleConv2D(3, 1)
     return models.InvAutoTranslator([conv], *judges)
 
@@ -276,6 +290,7 @@ def translation():
     model.compile(run_eagerly=keras.config.backend() != "jax")
     logs = model.fit(x, x, verbose=0).history
     assert np.isfinite(logs["loss"]).all()
+    every_weight_is_found(model)
     same_settings(model)
     same_settings(model.discriminator_a)
     grid = callbacks.TranslationGrid("picture.png", x, x)

@@ -16,7 +16,8 @@ Every module here offers the same functions:
   `gradients_flow_through_assignments`, `as_tensor(value)`,
   `stopped(variable, live)`,
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
-  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`, `place()`;
+  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`,
+  `is_concrete(x)`, `place()`;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
@@ -74,6 +75,7 @@ copied = _capture.copied
 alarm = _backend.alarm
 custom_vjp = _backend.custom_vjp
 gradients_flow_through_assignments = _capture.gradients_flow_through_assignments
+is_concrete = _capture.is_concrete
 is_dense = _capture.is_dense
 is_float = _capture.is_float
 is_traced = _capture.is_traced

@@ -83,7 +83,8 @@ def peak_bytes(fn, params, inputs):
             outputs = [y for y in outputs if y.requires_grad]
             ones = [torch.ones_like(y) for y in outputs]
             leaves = nested.flatten(params)
-            torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
+            if outputs and leaves:
+                torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
             del outputs, ones
     return storages.peak
 

@@ -49,16 +49,14 @@ def is_recomputed(layer):
     return any(isinstance(x, _Replacement) for x in vars(layer).values())
 
 
-def recomputed(run, arguments, layers, training, settings):
+def recomputed(run, arguments, body, training):
     """Return `run(*args, **kwargs)`, and keep only what goes into it.
 
     Args:
-        run: Function that calls `layers`.
+        run: Function that calls layers.
         arguments: The pair `(args, kwargs)`.
-        layers: List of layers.
+        body: `_Body` of these layers.
         training: Boolean or `None`, for the layers inside.
-        settings: Dictionary of the arguments of a layer that decide how the
-            call reads variables.
     """
     # Keras refuses arguments in which tensors and others are mixed.
     leaves, structure = nested.flatten(arguments), nested.skeleton(arguments)
@@ -72,15 +70,13 @@ def recomputed(run, arguments, layers, training, settings):
         args, kwargs = nested.pack(structure, leaves)
         return run(*args, **kwargs)
 
-    body = _Body(repeat, layers, **settings)
     tensors = [leaves[i] for i in places]
-    return recompute(
-        [lambda: Call(body, (tensors,), {"training": training})],
-        [v for layer in layers for v in layer.variables],
-    )
+    settings = {"run": repeat, "training": training}
+    known = [v for layer in body.inside for v in layer.variables]
+    return recompute([lambda: Call(body, (tensors,), settings)], known)
 
 
-def as_it_is(run, arguments, layers, training, settings):
+def as_it_is(run, arguments, body, training):
     """Return `run(*args, **kwargs)`."""
     args, kwargs = arguments
     return run(*args, **kwargs)
@@ -94,18 +90,26 @@ class RecomputedCall(_Replacement):
     """
 
     way = staticmethod(recomputed)
+    body = None
 
     def __call__(self, *args, **kwargs):
         training = _training()
         if training not in self.modes:
             return self.hidden(*args, **kwargs)
+        arguments = args, kwargs
+        return self.way(self.hidden, arguments, self._body(), training)
+
+    def _body(self):
         layer = self.layer
         # A functional model reads no variables itself, and casts its inputs.
         autocast = layer.autocast and not isinstance(layer, keras.Function)
-        settings = {"dtype": layer.dtype_policy, "autocast": autocast}
-        return self.way(
-            self.hidden, (args, kwargs), [layer], training, settings
-        )
+        # That of the layer may be one of `quantize`, now or later.
+        policy = layer.compute_dtype
+        if policy != layer.variable_dtype:
+            policy = f"mixed_{policy}"
+        if self.body is None or self.body.dtype_policy.name != policy:
+            self.body = _Body([layer], dtype=policy, autocast=autocast)
+        return self.body
 
     @property
     def segments(self):
@@ -194,16 +198,16 @@ class _Segment:
         self.inputs = list(dict.fromkeys(x for x in read if x not in made))
         self.outputs = [x for x in made if x in later]
         layers = [call.operation for call in calls]
-        self.layers = [x for x in layers if isinstance(x, keras.layers.Layer)]
+        layers = [x for x in layers if isinstance(x, keras.layers.Layer)]
         # Operations alone have no variables, and no one to take losses.
-        self.way = way if self.layers else as_it_is
+        self.way = way if layers else as_it_is
+        self.body = _Body(layers, autocast=False)
 
     def __call__(self, tensors, training):
         """Add what the segment makes to a dictionary of tensors by ids."""
         run = functools.partial(self.run, training=training)
         values = [tensors[key] for key in self.inputs]
-        settings = {"autocast": False}
-        outputs = self.way(run, ([values], {}), self.layers, training, settings)
+        outputs = self.way(run, ([values], {}), self.body, training)
         # What nobody reads later is let go.
         tensors.update(zip(self.outputs, outputs))
 
@@ -217,20 +221,20 @@ class _Segment:
 
 
 class _Body(keras.layers.Layer):
-    """Runs a function as Keras runs `call`, when it is repeated, too.
+    """Runs a function of layers as Keras runs `call`, in repetitions, too.
 
     In the backward pass there is nothing around that would set `training` and
     the dtype. The layers themselves are not entered twice, so that what Keras
     does around `call` is done once.
     """
 
-    def __init__(self, run, layers, **settings):
+    def __init__(self, layers, **settings):
         super().__init__(name="segment", **settings)
-        vars(self).update(function=run, inside=layers)  # not tracked
+        vars(self)["inside"] = layers  # not tracked
         self.built = self.supports_masking = True
 
-    def call(self, tensors, training=None):
-        return self.function(tensors)
+    def call(self, tensors, run=None, training=None):
+        return run(tensors)
 
     def compute_mask(self, inputs, previous_mask):
         return None  # the layers have hung theirs on their outputs

@@ -49,18 +49,20 @@ def as_function(model, context=contextlib.nullcontext):
         The function, which trains nothing and returns all that a loss may
         depend on; and the list of tensors that is its first argument.
     """
-    state = values(model.non_trainable_variables)
-    variables = model.trainable_variables + model.non_trainable_variables
+    # A frozen parent (`enable_lora`) says of all its variables that they are.
+    trained = [v for v in model.variables if v.trainable]
+    others = [v for v in model.variables if not v.trainable]
+    state = values(others)
 
     def fn(params, inputs):
         scope = keras.StatelessScope(
-            zip(variables, [*params, *state]), collect_losses=True
+            zip([*trained, *others], [*params, *state]), collect_losses=True
         )
         with scope, context():
             outputs = model(inputs, training=True)
         return outputs, scope.losses
 
-    return fn, values(model.trainable_variables)
+    return fn, values(trained)
 
 
 def state_bytes(optimizer, variables):

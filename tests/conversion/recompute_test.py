@@ -365,6 +365,24 @@ def test_segments_are_chosen_by_name_layer_and_function():
     assert replaced(model) == names
 
 
+def quantized():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8, "gelu")])
+    model.add(layers.Dense(3))
+    model.quantize("int8")
+    for layer in model.layers:
+        layer.enable_lora(2)
+    return model, batch(BATCH, 8), 3
+
+
+def test_a_layer_that_is_quantized_may_be_a_segment(repeated):
+    plain = train(quantized, nothing)
+    assert not repeated
+    ours = train(quantized, lambda model: recompute(model, model.layers))
+    assert len(repeated) >= 2
+    for a, b in zip(plain, ours, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
 def test_a_list_of_layers_is_one_segment(repeated, float64):
     def choose(model):
         found = model.layers
@@ -397,7 +415,6 @@ def test_errors_say_what_to_do_and_leave_the_model_as_it_was():
     before = replaced(model)
     graph = residual()[0]
     small = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    small.quantize("int8")
     a, b = model.blocks[:2]
     names = [x.name for x in graph.layers]
     for error, text, arguments in (
