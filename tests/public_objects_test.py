@@ -24,6 +24,7 @@ from keras_efficient import micro_batches
 from keras_efficient import models
 from keras_efficient import ops as our_ops
 from keras_efficient import optimizers
+from keras_efficient import recompute
 from keras_efficient import regularizers
 from keras_efficient import utils
 from tests.gradients import to_numpy
@@ -478,6 +479,14 @@ def steps_in_place():
     model.compile("sgd", loss)
     logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
     assert np.isfinite(logs["loss"]).all()
+
+
+@row("recompute")
+def recomputing():
+    blocks = [keras.Sequential([Dense(16), Dense(4)]) for _ in range(3)]
+    model = keras.Sequential([keras.Input((4,)), *blocks])
+    assert recompute(model) is model
+    all_finite(model(batch(2, 4), training=True))
 
 
 @row("utils.check_reversibility")

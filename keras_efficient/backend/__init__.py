@@ -38,6 +38,8 @@ Every module here offers the same functions:
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward;
 - `saved_bytes_by_label(fn, params, inputs)`: the same as a dictionary, by the
   `label(name)`, a context, in which it was computed;
+- `products_by_label(fn, params, inputs)`: the multiplications of matrix
+  products and convolutions in the forward pass, in the same way;
 - `peak_bytes(fn, params, inputs)`: the most that is alive at any time of both;
 - `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
   is within the other figure.
@@ -112,6 +114,7 @@ over_chunks = _chunks.over_chunks
 peak_bytes = _memory.peak_bytes
 place = _capture.place
 product = _chunks.product
+products_by_label = _memory.products_by_label
 record_random = _backend.record_random
 recomputed = _recompute.recomputed
 recomputed_loop = _loop and _loop.recomputed_loop

@@ -23,6 +23,7 @@ leaf_gradients = _refuse
 peak_bytes = _refuse
 saved_bytes = _refuse
 saved_bytes_by_label = _refuse
+products_by_label = _refuse
 update_bytes = _refuse
 
 

@@ -2,3 +2,4 @@ from keras_efficient.conversion.chunk_loss import chunk_loss as chunk_loss
 from keras_efficient.conversion.micro_batches import (
     micro_batches as micro_batches,
 )
+from keras_efficient.conversion.recompute import recompute as recompute
