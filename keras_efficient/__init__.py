@@ -24,6 +24,7 @@ from keras_efficient import regularizers as regularizers
 from keras_efficient import utils as utils
 from keras_efficient.conversion import chunk_loss as chunk_loss
 from keras_efficient.conversion import micro_batches as micro_batches
+from keras_efficient.conversion import release_gradients as release_gradients
 from keras_efficient.version import __version__ as __version__
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ops",
     "optimizers",
     "regularizers",
+    "release_gradients",
     "utils",
 ]
 
