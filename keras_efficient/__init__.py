@@ -25,6 +25,7 @@ from keras_efficient import utils as utils
 from keras_efficient.conversion import chunk_loss as chunk_loss
 from keras_efficient.conversion import micro_batches as micro_batches
 from keras_efficient.conversion import recompute as recompute
+from keras_efficient.conversion import release_gradients as release_gradients
 from keras_efficient.optimizers.names import register_names as _register_names
 from keras_efficient.version import __version__ as __version__
 
@@ -43,6 +44,7 @@ __all__ = [
     "optimizers",
     "recompute",
     "regularizers",
+    "release_gradients",
     "utils",
 ]
 

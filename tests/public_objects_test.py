@@ -26,6 +26,7 @@ from keras_efficient import ops as our_ops
 from keras_efficient import optimizers
 from keras_efficient import recompute
 from keras_efficient import regularizers
+from keras_efficient import release_gradients
 from keras_efficient import utils
 from tests.gradients import to_numpy
 from tests.package_test import public_names
@@ -158,6 +159,7 @@ LAYERS = {
         (5, 16),
     ),
     "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
+    "Tiled": (lambda: layers.Tiled(dense(8), tiles=2), (5, 8)),
     "ConvNeXtBlock": (lambda: layers.ConvNeXtBlock(3), (6, 6, 4)),
     "DepthwiseConv3D": (lambda: layers.DepthwiseConv3D(3), (4, 4, 4, 2)),
     "MBConv": (lambda: layers.MBConv(4), (6, 6, 4)),
@@ -471,12 +473,15 @@ def state_of_another_optimizer():
     assert int(ops.convert_to_numpy(target.iterations)) == 1
 
 
-@row("chunk_loss", "micro_batches")
+@row("chunk_loss", "micro_batches", "release_gradients")
 def steps_in_place():
     model = keras.Sequential([keras.Input((4,)), Dense(8), Dense(9)])
     assert micro_batches(chunk_loss(model), 2) is model
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss)
+    logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+    release_gradients(micro_batches(model, 1))
     logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
     assert np.isfinite(logs["loss"]).all()
 

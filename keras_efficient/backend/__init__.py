@@ -18,7 +18,8 @@ Every module here offers the same functions:
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
   `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`,
   `is_concrete(x)`, `place()`;
-- `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows;
+- `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows, by
+  default at least `ROWS_A_CHUNK`;
   `operand(x, dtype)`, `factor(x, dtype)`, `product(a, b)`,
   `add_product(total, a, b)`, `soft_cap(z, cap)` and
   `scratch(like, rows, columns)` for what is done in it, with float32 sums;
@@ -29,6 +30,8 @@ Every module here offers the same functions:
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
   condition holds, from inside of a compiled program too;
 - `divided_train_step(model, micro, *args)`: a training step in parts;
+  `gradient_hooks(variables, update)`: a context in which each gradient is
+  handed over once it is complete, or `None`;
 - `eagerly()`: a context in which operations run now, not in the program that
   is traced; `gradients_lose_masks`, whether a gradient loses Keras' masks;
 - `leaf_gradients(layer, call, inputs)`: gradients of all that is trainable,
@@ -87,6 +90,7 @@ else:
     _loop = None
 
 Capture = _capture.Capture
+ROWS_A_CHUNK = _chunks.ROWS_A_CHUNK
 add_product = _chunks.add_product
 alarm = _backend.alarm
 as_tensor = _capture.as_tensor
@@ -97,6 +101,7 @@ custom_vjp = _backend.custom_vjp
 divided_train_step = _steps.divided_train_step
 eagerly = _backend.eagerly
 factor = _chunks.factor
+gradient_hooks = _steps.gradient_hooks
 gradients_flow_through_assignments = _capture.gradients_flow_through_assignments
 is_concrete = _capture.is_concrete
 gradients_lose_masks = _backend.gradients_lose_masks

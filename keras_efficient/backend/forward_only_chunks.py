@@ -2,6 +2,7 @@
 
 from keras import ops
 
+ROWS_A_CHUNK = 256
 cross_entropy = None
 
 

@@ -6,6 +6,8 @@ import keras
 
 from keras_efficient.backend.jax_chunks import over_chunks
 
+gradient_hooks = None  # XLA updates as soon as it can
+
 
 def divided_train_step(model, micro, state, data):
     """Run a training step in parts, a loop in the program, and update once.

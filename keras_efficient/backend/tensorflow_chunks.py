@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+# Fewer rows make slow products, more of them take memory: XLA holds more than
+# two chunks here.
+ROWS_A_CHUNK = 128
 cross_entropy = None  # XLA joins the operations of the portable form
 
 

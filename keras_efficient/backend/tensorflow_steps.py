@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from keras_efficient.backend.tensorflow_chunks import over_chunks
 
+gradient_hooks = None  # XLA updates as soon as it can
+
 
 def divided_train_step(model, micro, data):
     """Run a training step in parts, a loop in the graph, and update once.

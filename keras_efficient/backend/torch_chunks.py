@@ -6,6 +6,8 @@ not fit into the caches, and each pass over new memory takes its time.
 
 import torch
 
+# Fewer rows make slow products.
+ROWS_A_CHUNK = 256
 # What is worked on together, so that it stays in the caches of a CPU.
 ENTRIES_A_PIECE = 2**18
 

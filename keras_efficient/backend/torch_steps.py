@@ -1,5 +1,8 @@
 """Training steps of Keras' trainer, run in parts, on PyTorch."""
 
+import contextlib
+import functools
+
 import torch
 
 
@@ -34,3 +37,25 @@ def divided_train_step(model, micro, data):
 
 def _tracker(model):
     return next(m for m in model.metrics if m.name == "loss")
+
+
+@contextlib.contextmanager
+def gradient_hooks(variables, update):
+    """Within, `update(variable, gradient)` is called in the backward pass.
+
+    It is called once a variable, as soon as its gradient is complete, which is
+    dropped then.
+    """
+
+    def take(variable, tensor):
+        gradient, tensor.grad = tensor.grad, None
+        with torch.no_grad():
+            update(variable, gradient)
+
+    with contextlib.ExitStack() as stack:
+        for v in variables:
+            hook = v.value.register_post_accumulate_grad_hook(
+                functools.partial(take, v)
+            )
+            stack.callback(hook.remove)
+        yield

@@ -46,7 +46,8 @@ def linear_cross_entropy(
         labels: Integer tensor of the shape of `hidden` without its last axis.
         bias: Float tensor of shape `(vocabulary,)`. Defaults to `None`.
         chunk_size: Integer, tokens at a time. Defaults to `None`: as many as
-            make logits of the size of the hidden states, and at least 128.
+            make logits of the size of the hidden states, and at least 256
+            (128 on TensorFlow).
         soft_cap: Positive float, the bound of logits. Defaults to `None`.
         label_smoothing: Float in [0, 1), the part of a label that is spread
             over the vocabulary. Defaults to `0.0`.

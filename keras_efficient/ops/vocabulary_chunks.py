@@ -24,8 +24,6 @@ from keras import ops
 
 from keras_efficient import backend
 
-MIN_CHUNK = 128  # tokens; products of fewer rows are slow
-
 
 class Loss(NamedTuple):
     """The options of `keras_efficient.ops.linear_cross_entropy`, which see."""
@@ -191,7 +189,9 @@ class _Head:
 
     def _size(self, tokens, width):
         """As many tokens as make logits of the size of the hidden states."""
-        size = max(MIN_CHUNK, (tokens or 0) * width // self.vocabulary)
+        size = max(
+            backend.ROWS_A_CHUNK, (tokens or 0) * width // self.vocabulary
+        )
         return size if tokens is None else max(1, min(size, tokens))
 
     def logits(self, h):

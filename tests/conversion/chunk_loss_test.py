@@ -9,8 +9,8 @@ from keras import ops
 from keras_efficient import chunk_loss
 from keras_efficient import models
 from keras_efficient.models import chunked_training
+from tests.gradients import ENDS
 from tests.gradients import LAST
-from tests.gradients import MODES
 from tests.gradients import fit_mode
 from tests.gradients import to_numpy
 from tests.marks import once
@@ -208,7 +208,11 @@ def assert_same(ours, theirs, tolerance=2e-5):
         np.testing.assert_allclose(a, b, 10 * tolerance, tolerance)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    # What else they have is tested there, or is the same on each backend.
+    MODELS if keras.config.backend() == "torch" else ["untied", "lora"],
+)
 def test_three_steps_are_those_of_the_plain_model(name, chunks):
     results = []
     for chunked in (False, True):
@@ -244,7 +248,7 @@ def test_three_steps_are_those_of_the_plain_model(name, chunks):
     assert_same(*results[::-1])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ENDS)
 def test_modes_and_what_fit_takes_besides(mode, chunks):
     """Accumulation, labels of three axes, validation."""
     results = []
