@@ -14,15 +14,19 @@ from keras import ops
 from keras.layers import Dense
 
 from keras_efficient import callbacks
+from keras_efficient import chunk_loss
 from keras_efficient import config
 from keras_efficient import initializers
 from keras_efficient import kernels
 from keras_efficient import layers
 from keras_efficient import metrics
+from keras_efficient import micro_batches
 from keras_efficient import models
 from keras_efficient import ops as our_ops
 from keras_efficient import optimizers
+from keras_efficient import recompute
 from keras_efficient import regularizers
+from keras_efficient import release_gradients
 from keras_efficient import utils
 from tests.gradients import to_numpy
 from tests.package_test import public_names
@@ -155,6 +159,7 @@ LAYERS = {
         (5, 16),
     ),
     "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
+    "Tiled": (lambda: layers.Tiled(dense(8), tiles=2), (5, 8)),
     "ConvNeXtBlock": (lambda: layers.ConvNeXtBlock(3), (6, 6, 4)),
     "DepthwiseConv3D": (lambda: layers.DepthwiseConv3D(3), (4, 4, 4, 2)),
     "MBConv": (lambda: layers.MBConv(4), (6, 6, 4)),
@@ -398,6 +403,16 @@ def steps_of_8_bits():
     all_finite(our_ops.sgd_8bit_step(g, *signed)[0])
 
 
+@row("ops.linear_cross_entropy")
+def loss_of_tokens():
+    hidden, kernel = (
+        ops.convert_to_tensor(batch(*x)) for x in ((3, 4), (4, 9))
+    )
+    losses = our_ops.linear_cross_entropy(hidden, kernel, ops.arange(3))
+    assert tuple(ops.shape(losses)) == (3,)
+    all_finite(losses)
+
+
 @row("ops.block_top_k")
 def top_k():
     values = our_ops.block_top_k(ops.convert_to_tensor(batch(2, 64)), 3)[1]
@@ -430,8 +445,11 @@ def numba_kernel():
 
 
 @row(
-    *("config.set_kernels", "config.kernels", "config.report"),
-    *("config.set_num_threads", "config.num_threads"),
+    "config.set_kernels",
+    "config.kernels",
+    "config.report",
+    "config.set_num_threads",
+    "config.num_threads",
 )
 def settings_of_the_package():
     config.set_num_threads(1)
@@ -453,6 +471,27 @@ def state_of_another_optimizer():
         source, optimizers.Adam8bit(), variables
     )
     assert int(ops.convert_to_numpy(target.iterations)) == 1
+
+
+@row("chunk_loss", "micro_batches", "release_gradients")
+def steps_in_place():
+    model = keras.Sequential([keras.Input((4,)), Dense(8), Dense(9)])
+    assert micro_batches(chunk_loss(model), 2) is model
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+    release_gradients(micro_batches(model, 1))
+    logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+
+
+@row("recompute")
+def recomputing():
+    blocks = [keras.Sequential([Dense(16), Dense(4)]) for _ in range(3)]
+    model = keras.Sequential([keras.Input((4,)), *blocks])
+    assert recompute(model) is model
+    all_finite(model(batch(2, 4), training=True))
 
 
 @row("utils.check_reversibility")

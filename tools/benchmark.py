@@ -9,19 +9,23 @@ import sys
 
 from benchmarks import convergence
 from benchmarks import end_to_end
+from benchmarks import existing
 from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import vocabulary
 from benchmarks import volumes
 
 BENCHMARKS = {
     "convergence": convergence,
     "end_to_end": end_to_end,
+    "existing": existing,
     "optimizers": optimizers,
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "vocabulary": vocabulary,
     "volumes": volumes,
 }
 

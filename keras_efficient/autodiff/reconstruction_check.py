@@ -91,7 +91,7 @@ class ReconstructionCheck:
         on the smallest of the gradients, NaN is added to all of them.
         """
         found = [d for d in gradients if d is not None]
-        smallest = min(found, key=lambda d: math.prod(d.shape), default=None)
+        smallest = min(found, key=_entries, default=None)
         return [
             _add(d, number)
             if d is not None and (d is smallest or self.mode == "error")
@@ -140,6 +140,11 @@ def _rms(x):
         else ops.cast(ops.maximum(n, 1), x.dtype)
     )
     return ops.sqrt(ops.sum(ops.square(x)) / n)
+
+
+def _entries(x):
+    """The number of entries; axes of unknown size count as large."""
+    return math.prod(size or math.inf for size in x.shape)
 
 
 _MESSAGE = (

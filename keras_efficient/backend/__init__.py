@@ -18,10 +18,22 @@ Every module here offers the same functions:
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
   `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`,
   `is_concrete(x)`, `place()`;
+- `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows, by
+  default at least `ROWS_A_CHUNK`;
+  `operand(x, dtype)`, `factor(x, dtype)`, `product(a, b)`,
+  `add_product(total, a, b)`, `soft_cap(z, cap)` and
+  `scratch(like, rows, columns)` for what is done in it, with float32 sums;
+  `cross_entropy`, a faster form of the portable one, or `None`;
+  `can_look_at(x)`, whether values are there while Python runs;
 - `record_random(fn)`, `replay_random(state)`: for the generator that layers
   draw from behind Keras' back, where the backend has one;
 - `alarm(failed, warn, fail, in_program)`: a warning or an error where a
   condition holds, from inside of a compiled program too;
+- `divided_train_step(model, micro, *args)`: a training step in parts;
+  `gradient_hooks(variables, update)`: a context in which each gradient is
+  handed over once it is complete, or `None`;
+- `eagerly()`: a context in which operations run now, not in the program that
+  is traced; `gradients_lose_masks`, whether a gradient loses Keras' masks;
 - `leaf_gradients(layer, call, inputs)`: gradients of all that is trainable,
   by the keys in `leaves(layer)`, for measuring;
 - `run_compiled(fn, args, owner, key)`: `fn(*args)` as one XLA program, where
@@ -29,6 +41,8 @@ Every module here offers the same functions:
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward;
 - `saved_bytes_by_label(fn, params, inputs)`: the same as a dictionary, by the
   `label(name)`, a context, in which it was computed;
+- `products_by_label(fn, params, inputs)`: the multiplications of matrix
+  products and convolutions in the forward pass, in the same way;
 - `peak_bytes(fn, params, inputs)`: the most that is alive at any time of both;
 - `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
   is within the other figure.
@@ -42,21 +56,27 @@ import keras
 if keras.config.backend() == "jax":
     from keras_efficient.backend import jax as _backend
     from keras_efficient.backend import jax_capture as _capture
+    from keras_efficient.backend import jax_chunks as _chunks
     from keras_efficient.backend import jax_loop as _loop
     from keras_efficient.backend import jax_memory as _memory
     from keras_efficient.backend import jax_recompute as _recompute
+    from keras_efficient.backend import jax_steps as _steps
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
     from keras_efficient.backend import tensorflow_capture as _capture
+    from keras_efficient.backend import tensorflow_chunks as _chunks
     from keras_efficient.backend import tensorflow_memory as _memory
     from keras_efficient.backend import tensorflow_recompute as _recompute
+    from keras_efficient.backend import tensorflow_steps as _steps
 
     _loop = None
 elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch as _backend
     from keras_efficient.backend import torch_capture as _capture
+    from keras_efficient.backend import torch_chunks as _chunks
     from keras_efficient.backend import torch_memory as _memory
     from keras_efficient.backend import torch_recompute as _recompute
+    from keras_efficient.backend import torch_steps as _steps
 
     _loop = None
 else:
@@ -64,16 +84,27 @@ else:
     from keras_efficient.backend import forward_only as _capture
     from keras_efficient.backend import forward_only as _memory
     from keras_efficient.backend import forward_only as _recompute
+    from keras_efficient.backend import forward_only as _steps
+    from keras_efficient.backend import forward_only_chunks as _chunks
 
     _loop = None
 
 Capture = _capture.Capture
-as_tensor = _capture.as_tensor
-copied = _capture.copied
+ROWS_A_CHUNK = _chunks.ROWS_A_CHUNK
+add_product = _chunks.add_product
 alarm = _backend.alarm
+as_tensor = _capture.as_tensor
+can_look_at = _chunks.can_look_at
+copied = _capture.copied
+cross_entropy = _chunks.cross_entropy
 custom_vjp = _backend.custom_vjp
+divided_train_step = _steps.divided_train_step
+eagerly = _backend.eagerly
+factor = _chunks.factor
+gradient_hooks = _steps.gradient_hooks
 gradients_flow_through_assignments = _capture.gradients_flow_through_assignments
 is_concrete = _capture.is_concrete
+gradients_lose_masks = _backend.gradients_lose_masks
 is_dense = _capture.is_dense
 is_float = _capture.is_float
 is_traced = _capture.is_traced
@@ -83,8 +114,12 @@ leaves = _backend.leaves
 link = _capture.link
 needs_gradient = _capture.needs_gradient
 not_differentiable = _backend.not_differentiable
+operand = _chunks.operand
+over_chunks = _chunks.over_chunks
 peak_bytes = _memory.peak_bytes
 place = _capture.place
+product = _chunks.product
+products_by_label = _memory.products_by_label
 record_random = _backend.record_random
 recomputed = _recompute.recomputed
 recomputed_loop = _loop and _loop.recomputed_loop
@@ -92,7 +127,9 @@ replay_random = _backend.replay_random
 run_compiled = _backend.run_compiled
 saved_bytes = _memory.saved_bytes
 saved_bytes_by_label = _memory.saved_bytes_by_label
+scratch = _chunks.scratch
 segment = _backend.segment
+soft_cap = _chunks.soft_cap
 stop_gradient = _capture.stop_gradient
 stopped = _capture.stopped
 update_bytes = _memory.update_bytes

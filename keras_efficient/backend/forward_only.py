@@ -18,10 +18,13 @@ def _refuse(*args, **kwargs):
 
 
 vjp = _refuse
+divided_train_step = _refuse
+gradient_hooks = None
 leaf_gradients = _refuse
 peak_bytes = _refuse
 saved_bytes = _refuse
 saved_bytes_by_label = _refuse
+products_by_label = _refuse
 update_bytes = _refuse
 
 
@@ -42,6 +45,14 @@ def not_differentiable(fn):
 def segment(fn, *args, after=()):
     """Without a backward pass there is nothing to order."""
     return fn(*args)
+
+
+gradients_lose_masks = False
+
+
+def eagerly():
+    """All operations run now."""
+    return contextlib.nullcontext()
 
 
 record_random = generators.record

@@ -160,6 +160,15 @@ def alarm(failed, warn, fail, in_program):
     )
 
 
+# What comes out of a gradient has lost the masks of Keras.
+gradients_lose_masks = True
+
+
+def eagerly():
+    """A context in which operations run now, in the midst of a trace."""
+    return jax.ensure_compile_time_eval()
+
+
 record_random = generators.record
 replay_random = generators.replay
 

@@ -172,6 +172,14 @@ def alarm(failed, warn, fail, in_program):
     return tf.cond(failed, lambda: in_program(failed), lambda: tf.zeros(()))
 
 
+gradients_lose_masks = False
+
+
+def eagerly():
+    """A context in which operations run now, in the midst of a trace."""
+    return tf.init_scope()
+
+
 record_random = generators.record
 replay_random = generators.replay
 

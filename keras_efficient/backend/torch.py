@@ -188,6 +188,14 @@ def alarm(failed, warn, fail, in_program):
 _alarms = collections.deque()
 
 
+gradients_lose_masks = False
+
+
+def eagerly():
+    """A context in which operations run now, and are not differentiated."""
+    return torch.no_grad()
+
+
 def record_random(fn):
     """Return `fn()` and what `replay_random` needs to repeat its draws.
 

@@ -7,6 +7,7 @@ import gc
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from keras_efficient.backend import nested
@@ -49,6 +50,24 @@ def saved_bytes_by_label(fn, params, inputs):
     counts = collections.Counter()
     for name, size in kept.values():
         counts[name] += size
+    return dict(counts)
+
+
+def products_by_label(fn, params, inputs):
+    """Count the multiplications of products and convolutions in `fn`."""
+    counts = collections.Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            operations = flop_registry.get(func.overloadpacket)
+            if operations:
+                count = operations(*args, **(kwargs or {}), out_val=result)
+                counts[_labels[-1] if _labels else None] += count // 2
+            return result
+
+    with torch.no_grad(), torch.random.fork_rng(), Count():
+        fn(params, inputs)
     return dict(counts)
 
 

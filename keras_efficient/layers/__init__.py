@@ -77,3 +77,4 @@ from keras_efficient.layers.reversible.reversible_transformer_decoder import (
 from keras_efficient.layers.reversible.reversible_transformer_encoder import (
     ReversibleTransformerEncoder as ReversibleTransformerEncoder,
 )
+from keras_efficient.layers.reversible.tiled import Tiled as Tiled

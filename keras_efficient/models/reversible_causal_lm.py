@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.models.chunked_training import ChunkedTraining
 from keras_efficient.models.decoder_stack import DecoderStack
 
 
@@ -22,6 +23,11 @@ class ReversibleCausalLM(keras.Model):
     Parameters are those of a plain transformer of this width. The backward
     pass keeps two streams instead of all activations, for a third more time.
     `reversible=False` is the plain twin with the same weights.
+
+    Compiled with `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`
+    it trains without holding its logits whole, as
+    `keras_efficient.chunk_loss(model)` describes; `chunk_loss(model, None)`
+    undoes it.
 
     It is a plain Keras model, from tokens to logits. With KerasHub installed
     `keras_efficient.models.hub.ReversibleCausalLM` is the same network for its
@@ -103,6 +109,7 @@ class ReversibleCausalLM(keras.Model):
             name="stack",
         )
         self.build((None, None))
+        ChunkedTraining(self, self.stack.token_embedding)
 
     def build(self, inputs_shape):
         self.stack.build(inputs_shape)

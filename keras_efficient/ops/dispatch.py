@@ -50,10 +50,16 @@ class Row(NamedTuple):
     state: tuple  # of tensors
     gradient: Any
     seed: int  # different for each tensor
+    correction: Any = None  # int8 tensor, of a parameter of 16 bits
+    decay: float = 0.0  # of the weight, for a parameter of 16 bits
+
+    @property
+    def corrections(self):
+        return () if self.correction is None else (self.correction,)
 
     @property
     def tensors(self):
-        return self.parameter, *self.state, self.gradient
+        return self.parameter, *self.corrections, *self.state, self.gradient
 
 
 @untraced
@@ -67,8 +73,8 @@ def do_steps(rows, arguments):
         arguments: Record of the algorithm.
 
     Returns:
-        List with the new parameter and state of each row in one tuple, or
-        `None` where no kernel serves it.
+        List with the new parameter, correction if there is one, and state of
+        each row in one tuple, or `None` where no kernel serves it.
 
     Raises:
         ValueError: a tensor has another shape than its parameter asks for, or
@@ -86,7 +92,7 @@ def do_steps(rows, arguments):
         kernel = policy.choose_for(framework, getattr(device, "type", device))
         module = KERNELS.get((arguments.ALGORITHM, kernel, framework))
         if module:
-            _check_dtypes(group[0], arguments.DTYPES)
+            _check_dtypes(group[0], arguments)
             for row in group:
                 _check(row, arguments, device)
             calls.append((kernel, module, group, indices))
@@ -139,8 +145,16 @@ def _name(dtype):
     return keras.backend.standardize_dtype(dtype)
 
 
-def _check_dtypes(row, dtypes):
-    for x, (name, allowed) in zip(row.tensors, dtypes.items(), strict=True):
+def _with_correction(row, values, correction):
+    """Add what is to be said of the correction to a list for all tensors."""
+    first, *others = values
+    return [first, *(correction for _ in row.corrections), *others]
+
+
+def _check_dtypes(row, arguments):
+    correction = "correction", ("int8",)
+    dtypes = _with_correction(row, arguments.DTYPES.items(), correction)
+    for x, (name, allowed) in zip(row.tensors, dtypes, strict=True):
         if _name(x.dtype) not in allowed:
             raise TypeError(
                 f"'{name}' must have dtype {' or '.join(allowed)}. "
@@ -150,10 +164,10 @@ def _check_dtypes(row, dtypes):
 
 def _check(row, arguments, device):
     """Raise an error where a kernel would leave the memory of a tensor."""
-    shapes = arguments.shapes(tuple(row.parameter.shape))
-    for x, shape, name in zip(
-        row.tensors, shapes, arguments.DTYPES, strict=True
-    ):
+    shape = tuple(row.parameter.shape)
+    shapes = _with_correction(row, arguments.shapes(shape), shape)
+    names = _with_correction(row, arguments.DTYPES, "correction")
+    for x, shape, name in zip(row.tensors, shapes, names, strict=True):
         # A name, of JAX or TensorFlow, stands for all devices of a kind.
         found = device if isinstance(device, str) else x.device
         if tuple(x.shape) != shape or found != device:

@@ -208,8 +208,9 @@ def test_threads_change_nothing():
     try:
         for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
             numba.set_num_threads(threads)
-            arrays = [normal(size), *to_numpy(zero_state(size, SMALL, FLOAT32))]
-            for i in (5, 6):
+            arrays = [normal(size), np.zeros(0, "int8")]
+            arrays += to_numpy(zero_state(size, SMALL, FLOAT32))
+            for i in (6, 7):
                 bounds = ops.convert_to_numpy(ops.zeros(1, BFLOAT16)).dtype
                 arrays[i] = arrays[i].astype(bounds)
             for step in (1, 2):
@@ -223,6 +224,8 @@ def test_threads_change_nothing():
                     np.array(options, FLOAT32),
                     256,
                     0,
+                    np.float32(0),
+                    False,
                     True,
                     True,
                     False,

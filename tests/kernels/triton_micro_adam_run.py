@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton_compile import compile_kernel
+from triton_weights import check_weights
 
 from keras_efficient import config
 from keras_efficient.kernels.gpu import micro_adam as triton_micro_adam
@@ -24,6 +25,7 @@ from keras_efficient.ops import micro_adam_step
 from keras_efficient.ops.dispatch import Row
 from keras_efficient.ops.dispatch import do_steps
 from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
+from keras_efficient.ops.weight_rounding import round_weight
 
 RATE = 0.01
 STOCHASTIC = ("stochastic", "window")
@@ -114,7 +116,10 @@ def check(case, dtype, device):
                 bias_correction=choices[1],
                 seed=i,
             )
-            parameters[i] = parameters[i] - (RATE * update).to(dtype)
+            weight = parameters[i].float() - RATE * update
+            if dtype == torch.bfloat16:
+                weight = round_weight(weight, "bfloat16")
+            parameters[i] = weight
             where = sizes[i], case, dtype, device, step
             for name, a, b in zip(MicroAdamState._fields, states[i], others[i]):
                 if name == "velocity":  # a sum, in another order
@@ -217,6 +222,13 @@ def check_a_launch_that_fails(device):
     triton_micro_adam.micro_adam_kernel = kernel
 
 
+def check_rounding_of_weights(device):
+    """Of decay, for entries of the window and for others."""
+    state = zero_state(1000, 256, 64, 10, 3, torch.bfloat16, device)
+    gradient = torch.zeros(1000, dtype=torch.bfloat16, device=device)
+    check_weights(state, gradient, MicroAdamArguments)
+
+
 def compile_all():
     for dtype in (tl.float32, tl.bfloat16):
         text = compile_kernel(
@@ -231,11 +243,12 @@ def compile_all():
                 "BLOCKS": triton_micro_adam.ENTRIES // 256,
                 "IS_STOCHASTIC": True,
                 "IS_WINDOW": True,
-                "COLUMNS": 14,
+                "COLUMNS": 16,
                 "PARAMETER": dtype,
                 "INDICES": tl.uint8,
                 "VALUES": tl.bfloat16,
                 "GRADIENT": dtype,
+                "ROUNDING": 2 if dtype == tl.bfloat16 else 0,
                 "ALIGNMENT": 16,
             },
         )
@@ -243,7 +256,7 @@ def compile_all():
         assert "fma.rn.f32" not in text
     compile_kernel(
         triton_window.window_kernel,
-        {"WINDOW": 10, "ROWS": 16, "IS_WINDOW": True, "COLUMNS": 14},
+        {"WINDOW": 10, "ROWS": 16, "IS_WINDOW": True, "COLUMNS": 16},
     )
 
 
@@ -260,3 +273,4 @@ if __name__ == "__main__":
         check_skipped_steps(device)
         check_zeros(device)
         check_a_launch_that_fails(device)
+        check_rounding_of_weights(device)

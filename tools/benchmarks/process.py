@@ -56,6 +56,7 @@ def environment(mode, device):
         **os.environ,
         "KERAS_BACKEND": mode.partition("-")[0],
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         # Threads that spin after their work take the time of the next one's.
         "OMP_WAIT_POLICY": "passive",

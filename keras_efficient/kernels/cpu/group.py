@@ -105,30 +105,6 @@ def _to_float32(x):
     return lambda x: x
 
 
-def subtract(x, y):
-    """Return x - y in the dtype of x; y has been rounded to it, too."""
-
-
-@overload(subtract)
-def _subtract(x, y):
-    if x == types.uint16:
-        return _subtract_bfloat16
-    return lambda x, y: x - y
-
-
-def _subtract_bfloat16(x, y):
-    y = from_bits(np.int32(_bfloat16_bits(y)) << 16)
-    return _bfloat16_bits(from_bits(np.int32(x) << 16) - y)
-
-
-@jit
-def _bfloat16_bits(x):
-    """Round to the nearest, ties to even."""
-    bits = to_bits(x)
-    bits = bits + np.int32(0x7FFF) + ((bits >> 16) & np.int32(1))
-    return np.uint16((bits >> 16) & np.int32(0xFFFF))
-
-
 @jit
 def decode_float16(bits):
     """Decode a float16 that is finite and not negative."""

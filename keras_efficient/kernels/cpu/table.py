@@ -64,6 +64,12 @@ def array_at(address, shape, like):
     return numba.carray(_pointer(address, like), shape)
 
 
+@jit
+def correction_at(address, size, like):
+    """Return the array at an address, an empty one at 0."""
+    return array_at(address, size if address else 0, like)
+
+
 @intrinsic
 def _increment(typingctx, array):
     """Add 1 to what other threads add to, too; return what it was."""

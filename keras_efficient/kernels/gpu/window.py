@@ -35,7 +35,7 @@ def window_kernel(
     form could not go on from it.
     """
     program = tl.program_id(0)
-    written = pointer(table + program * COLUMNS, 3, tl.int32, 4)
+    written = pointer(table + program * COLUMNS, 4, tl.int32, 4)
     weights += program * (2 * ROWS + 1)
     t = tl.load(step)
     row = tl.arange(0, ROWS)

@@ -2,6 +2,7 @@ import keras
 import keras_hub
 from keras import ops
 
+from keras_efficient.models.chunked_training import ChunkedTraining
 from keras_efficient.models.hub.reversible_backbone import ReversibleBackbone
 
 
@@ -12,7 +13,10 @@ class ReversibleCausalLM(keras_hub.models.CausalLM):
 
     `fit` and `generate` take strings, by the preprocessor, or tokens without
     one. `generate` caches keys and values; which token follows is up to the
-    sampler given to `compile`. The last layer is the transposed embedding.
+    sampler given to `compile`. The last layer is the transposed embedding. With
+    its default loss the model trains without holding its logits whole, as
+    `keras_efficient.chunk_loss(model)` describes; `chunk_loss(model, None)`
+    undoes it.
 
     Args:
         backbone: A `keras_efficient.models.hub.ReversibleBackbone`, or a
@@ -63,6 +67,7 @@ class ReversibleCausalLM(keras_hub.models.CausalLM):
         hidden = backbone(backbone.input)
         logits = backbone.token_embedding(hidden, reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+        ChunkedTraining(self, backbone.token_embedding)
 
     def generate_step(self, inputs, stop_token_ids=None):
         """Continue one batch of tokens; KerasHub compiles this function.

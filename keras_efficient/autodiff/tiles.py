@@ -1,0 +1,64 @@
+"""One layer on several inputs, of which only the inputs are kept."""
+
+from keras_efficient.autodiff.backward import Backward
+from keras_efficient.autodiff.tape import Tape
+
+
+def run_tiles(calls, known=()):
+    """Run calls that do not need each other, one after the other.
+
+    The backward pass repeats them one by one, from the last to the first.
+
+    Args:
+        calls: List of `Call`s.
+        known: List of the variables that will be read, most likely.
+
+    Returns:
+        List of what each call returned. Variables have been written, and
+        losses added.
+    """
+    tape = _Tiles(calls, known)
+    results = tape.run([call.tensors for call in calls])
+    return [
+        call.results.outputs(outputs) for call, outputs in zip(calls, results)
+    ]
+
+
+class _Tiles(Tape):
+    def __init__(self, calls, known):
+        super().__init__(known)
+        self.calls = calls
+
+    def forward(self, *tensors):
+        outputs = []
+        for call, given in zip(self.calls, tensors):
+            call.tensors = list(given)
+            outputs.append(self.record(call)[: call.results.losses])
+        return outputs
+
+    def references_of_steps(self):
+        return [entry.references() for entry in self.entries]
+
+    def backward(self, outputs, *values):
+        return _BackwardOfTiles(self, *values)
+
+
+class _BackwardOfTiles(Backward):
+    def __init__(self, tape, *values):
+        super().__init__(tape, *values)
+        given = iter(self.d_outputs)
+        for entry in tape.entries:
+            for key in entry.result_keys()[: entry.call.results.losses]:
+                self.add(key, next(given))
+
+    def step(self, step, sources):
+        entry = self.tape.entries[step]
+        n = len(entry.call.results.places)
+        d_outputs = [self.d.pop(key, None) for key in entry.result_keys()[:n]]
+        others = [self.d.get(key) for key in entry.result_keys()[n:]]
+        waiting = [d for d in (*d_outputs, *others) if d is not None]
+        if waiting:
+            self.begin(step, sources, after=waiting)
+            _, pullback = self.pull(entry)
+            pullback(d_outputs)
+        return self.end(step)

@@ -1,0 +1,257 @@
+"""Losses of chunks against the plain computation, with their gradients."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_efficient.ops import linear_cross_entropy
+from keras_efficient.ops.vocabulary_chunks import Loss
+from keras_efficient.ops.vocabulary_chunks import Metrics
+from keras_efficient.ops.vocabulary_chunks import weighted_loss
+from tests.gradients import MODES
+from tests.gradients import to_numpy
+
+BACKEND = keras.config.backend()
+TOKENS, WIDTH, VOCABULARY = 37, 12, 50
+RNG = np.random.default_rng(0)
+CASES = (
+    {},
+    {"label_smoothing": 0.1, "chunk_size": 5},
+    {
+        "soft_cap": 3.0,
+        "label_smoothing": 0.2,
+        "ignore_class": 7,
+        "transpose": True,
+        "chunk_size": 16,
+    },
+    {"ignore_class": -1, "chunk_size": 1},
+    {"soft_cap": 2.0, "chunk_size": 100},
+)
+
+
+def data(dtype="float32", tokens=TOKENS, transpose=False, ignore_class=None):
+    hidden = RNG.normal(size=(tokens, WIDTH))
+    kernel = RNG.normal(size=(WIDTH, VOCABULARY)) / 2
+    bias = RNG.normal(size=VOCABULARY)
+    labels = RNG.integers(0, VOCABULARY, tokens).astype("int32")
+    if ignore_class is not None:
+        labels[::3] = ignore_class
+    kernel = kernel.T if transpose else kernel
+    floats = [ops.cast(x, dtype) for x in (hidden, kernel, bias)]
+    weights = RNG.uniform(0.5, 2, tokens) * (np.arange(tokens) % 5 > 0)
+    return floats, labels, weights.astype("float32")
+
+
+def plain(
+    hidden,
+    kernel,
+    bias,
+    labels,
+    soft_cap=None,
+    label_smoothing=0.0,
+    ignore_class=None,
+    transpose=False,
+    chunk_size=None,
+):
+    """The same in float64 and by NumPy's rules, but for the gradients."""
+    kernel = ops.transpose(kernel) if transpose else kernel
+    z = ops.matmul(hidden, kernel) + bias
+    z = z if soft_cap is None else soft_cap * ops.tanh(z / soft_cap)
+    log_p = z - ops.logsumexp(z, axis=-1, keepdims=True)
+    target = ops.one_hot(ops.maximum(labels, 0), VOCABULARY, dtype=z.dtype)
+    target = target * (1 - label_smoothing) + label_smoothing / VOCABULARY
+    losses = -ops.sum(target * log_p, axis=-1)
+    if ignore_class is None:
+        return losses
+    return ops.where(ops.equal(labels, ignore_class), 0.0, losses)
+
+
+def derivative(fn, floats, mode):
+    """Return `fn(*floats)` and its gradients as arrays, run in a mode."""
+    floats = [ops.convert_to_tensor(x) for x in floats]
+    count = len(floats)
+    if BACKEND == "jax":
+        import jax
+
+        step = jax.value_and_grad(fn, tuple(range(count)))
+        value, found = (jax.jit(step) if mode == "jit" else step)(*floats)
+    elif BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def step(*floats):
+            with tf.GradientTape() as tape:
+                tape.watch(floats)
+                value = fn(*floats)
+            return value, tape.gradient(value, floats)
+
+        if mode != "eager":
+            # The number of tokens is not known.
+            specs = [tf.TensorSpec(x.shape, x.dtype) for x in floats]
+            if count > 1:
+                specs[0] = tf.TensorSpec([None, WIDTH], floats[0].dtype)
+            step = tf.function(step, specs, jit_compile=mode == "xla")
+        value, found = step(*floats)
+    else:
+        floats = [x.detach().requires_grad_() for x in floats]
+        value = fn(*floats)
+        value.backward()
+        found = [x.grad for x in floats]
+    assert [x.dtype for x in found] == [x.dtype for x in floats]
+    return to_numpy([value, *found])
+
+
+def assert_close(ours, theirs, tolerance):
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = a.astype("float64"), b.astype("float64")
+        assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
+
+
+ALL_MODES = (*MODES, "eager") if BACKEND == "jax" else MODES
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_equals_the_plain_computation(mode):
+    for case in CASES:
+        floats, labels, weights = data(
+            transpose=case.get("transpose", False),
+            ignore_class=case.get("ignore_class"),
+        )
+        y, w = ops.convert_to_tensor(labels), ops.convert_to_tensor(weights)
+
+        def of_tokens(hidden, kernel, bias):
+            return ops.sum(
+                w * linear_cross_entropy(hidden, kernel, y, bias, **case)
+            )
+
+        def weighted(hidden, kernel, bias):
+            # Another cotangent than one.
+            return (
+                3
+                * weighted_loss(
+                    hidden, (kernel, bias), y, w, Loss(**case), None
+                )[0]
+                / 3
+            )
+
+        theirs = derivative(
+            lambda *floats: ops.sum(w * plain(*floats, y, **case)),
+            floats,
+            mode,
+        )
+        for ours in (of_tokens, weighted):
+            assert_close(derivative(ours, floats, mode), theirs, 3e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_of_16_bit_operands_are_float32(dtype):
+    floats, labels, weights = data(dtype, tokens=300)
+    # As of a mean over many tokens: lost in float16 times a probability.
+    y, w = ops.convert_to_tensor(labels), ops.convert_to_tensor(weights * 1e-6)
+
+    def of_tokens(hidden, kernel, bias):
+        losses = linear_cross_entropy(hidden, kernel, y, bias, chunk_size=4)
+        assert keras.backend.standardize_dtype(losses.dtype) == "float32"
+        return ops.sum(w * losses)
+
+    def weighted(hidden, kernel, bias):
+        return weighted_loss(
+            hidden, (kernel, bias), y, w, Loss(chunk_size=4), None
+        )[0]
+
+    def exact(kernel, hidden, bias):
+        return ops.sum(w * plain(hidden, kernel, bias, y))
+
+    wide = [ops.cast(x, "float32") for x in floats]
+    kernel = wide[1]
+    theirs = derivative(
+        lambda kernel: exact(kernel, wide[0], wide[2]), [kernel], MODES[-1]
+    )
+    for fn in (of_tokens, weighted):
+        # A float32 kernel has a float32 gradient: no sum is rounded.
+        ours = derivative(
+            lambda kernel: fn(floats[0], kernel, wide[2]), [kernel], MODES[-1]
+        )
+        # Only JAX rounds the factors of products to 16 bits, not the sums.
+        assert_close(ours, theirs, {"jax": 2e-3}.get(BACKEND, 1e-5))
+        derivative(fn, floats, MODES[-1])  # in 16 bits
+
+
+def test_any_number_of_axes_and_a_float64_computation(float64):
+    hidden = RNG.normal(size=(2, 3, 4, WIDTH))
+    kernel = RNG.normal(size=(WIDTH, VOCABULARY))
+    labels = RNG.integers(0, VOCABULARY, (2, 3, 4))
+    y = linear_cross_entropy(hidden, kernel, labels)
+    assert y.shape == (2, 3, 4)
+    z = hidden @ kernel
+    expected = np.log(np.exp(z).sum(-1))
+    expected -= np.take_along_axis(z, labels[..., None], -1)[..., 0]
+    np.testing.assert_allclose(*to_numpy([y]), expected, rtol=1e-12)
+
+
+def test_metrics_see_each_chunk_once():
+    (hidden, kernel, bias), labels, weights = data()
+
+    def update(state, y, z, w):
+        total, count = state
+        hit = ops.cast(ops.equal(ops.argmax(z, -1), y), "float32")
+        return total + ops.sum(w * hit), count + ops.sum(ops.ones_like(w))
+
+    w = ops.convert_to_tensor(weights)
+    state = ops.zeros(()), ops.zeros(())
+    _, state = weighted_loss(
+        hidden,
+        (kernel, bias),
+        ops.convert_to_tensor(labels),
+        w,
+        Loss(chunk_size=8),
+        Metrics(update, state, (w,)),
+        gradients=(False, False),
+    )
+    hidden, kernel, bias = to_numpy([hidden, kernel, bias])
+    z = hidden @ kernel + bias
+    hits = np.sum(weights * (z.argmax(-1) == labels))
+    np.testing.assert_allclose(to_numpy(state), [hits, TOKENS], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"chunk_size": 0}, ValueError, "positive integer"),
+        ({"soft_cap": -1.0}, ValueError, "bound of logits"),
+        ({"label_smoothing": 1.0}, ValueError, r"\[0, 1\)"),
+        ({"transpose": True}, ValueError, r"\(vocabulary, 12\)"),
+        ({"bias": np.zeros(3, "float32")}, ValueError, r"\(50,\)"),
+        ({"labels": np.zeros(36, "int32")}, ValueError, r"\(37,\)"),
+        ({"labels": np.zeros(37, "float32")}, TypeError, "integers"),
+        ({"kernel": np.zeros((12, 50), "int32")}, TypeError, "float dtype"),
+        ({"labels": np.full(37, 50, "int32")}, ValueError, r"\[0, 50\)"),
+        ({"labels": np.full(37, -1, "int32")}, ValueError, "ignore_class"),
+    ],
+)
+def test_errors_say_what_was_expected(change, error, words):
+    (hidden, kernel, _), labels, _ = data()
+    arguments = {"hidden": hidden, "kernel": kernel, "labels": labels}
+    with pytest.raises(error, match=words):
+        linear_cross_entropy(**{**arguments, **change})
+
+
+def test_labels_out_of_range():
+    """Of weight zero they do not count; else a compiled program says NaN."""
+    floats, labels, weights = data()
+    labels[weights == 0] = -1
+    good = ops.convert_to_tensor(labels)
+    labels = np.where(np.arange(TOKENS) == 1, VOCABULARY, labels)
+    bad, w = ops.convert_to_tensor(labels), ops.convert_to_tensor(weights)
+
+    def fn(y, *floats):
+        return weighted_loss(
+            floats[0], floats[1:], y, w, Loss(chunk_size=9), None
+        )[0]
+
+    found = derivative(functools.partial(fn, good), floats, MODES[-1])
+    assert all(np.isfinite(x).all() for x in found)
+    found = derivative(functools.partial(fn, bad), floats, MODES[-1])
+    assert np.isnan(found[0])
