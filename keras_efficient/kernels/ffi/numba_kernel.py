@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import threading
+from pathlib import Path
 
 from keras_efficient.kernels.ffi import cache
 from keras_efficient.kernels.ffi import threads
@@ -31,15 +32,17 @@ _lock = threading.RLock()
 _targets = {}  # all names given to XLA in this process
 
 
-def drop_stale_cache(folder):
+def drop_stale_cache(folder, cache_folder=None):
     """Delete what Numba compiled before a source in a folder was changed.
 
-    Numba compares the file of a kernel only, not those of the functions that
-    are compiled into it: after a change there it would run what does not fit
-    together, and write to foreign memory.
+    It lies in `cache_folder`, by default `__pycache__`. Numba compares the file
+    of a kernel only, not those of the functions that are compiled into it:
+    after a change there it would run what does not fit together, and write to
+    foreign memory.
     """
     changed = max(path.stat().st_mtime for path in folder.glob("*.py"))
-    for path in folder.glob("__pycache__/*.nb[ci]"):
+    cache_folder = cache_folder or folder / "__pycache__"
+    for path in Path(cache_folder).glob("*.nb[ci]"):
         try:
             if path.stat().st_mtime < changed:
                 path.unlink()
