@@ -24,7 +24,9 @@ from keras_efficient import regularizers as regularizers
 from keras_efficient import utils as utils
 from keras_efficient.conversion import chunk_loss as chunk_loss
 from keras_efficient.conversion import micro_batches as micro_batches
+from keras_efficient.conversion import recompute as recompute
 from keras_efficient.conversion import release_gradients as release_gradients
+from keras_efficient.optimizers.names import register_names as _register_names
 from keras_efficient.version import __version__ as __version__
 
 __all__ = [
@@ -40,10 +42,14 @@ __all__ = [
     "models",
     "ops",
     "optimizers",
+    "recompute",
     "regularizers",
     "release_gradients",
     "utils",
 ]
+
+
+_register_names(vars(optimizers).values())
 
 
 def __dir__():

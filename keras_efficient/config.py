@@ -3,6 +3,8 @@
 import sys
 
 from keras_efficient.kernels import policy
+from keras_efficient.kernels.ffi import support
+from keras_efficient.kernels.ffi import threads
 
 _ROWS = [
     (framework, device)
@@ -52,9 +54,44 @@ def kernels():
     return policy.kernels()
 
 
+def set_num_threads(number):
+    """Set how many threads kernels on the CPU use at most.
+
+    By default kernels keep to the limit of their framework: that of
+    `torch.set_num_threads`, of TensorFlow's intra-op parallelism, of the
+    environment variable `OMP_NUM_THREADS`; on all backends to that of
+    `NUMBA_NUM_THREADS` and of `numba.set_num_threads`. No limit of a framework
+    is changed. Compiled programs keep to the new number, too.
+
+    Args:
+        number: Positive integer, which takes the place of the limit of the
+            framework, for kernels only; `None` gives it back.
+
+    Raises:
+        ValueError: if `number` is neither.
+
+    Example:
+
+    ```python
+    keras_efficient.config.set_num_threads(2)
+    ```
+    """
+    threads.set_num_threads(number)
+
+
+def num_threads():
+    """Return what `set_num_threads` chose, or `None`.
+
+    Returns:
+        Integer, or `None` where kernels keep to the limit of the framework.
+    """
+    return threads.num_threads()
+
+
 def report(verbose=1):
     """Print which kernel serves which device, and why not where there is none.
 
+    A small kernel of Numba is compiled and run, to know whether it can be.
     No framework is imported for it. Whether there is a CUDA device is only
     known in a process that has imported PyTorch.
 
@@ -63,8 +100,8 @@ def report(verbose=1):
 
     Returns:
         List of dicts with the strings `framework`, `device`, `kernel`
-        (`"numba"`, `"triton"` or `"portable"`) and `reason`, which is empty
-        where a kernel serves the device.
+        (`"numba"`, `"triton"` or `"portable"`) and `reason`: why there is
+        no kernel, or what it does without, such as a cache; else empty.
 
     Raises:
         ValueError: if `KERAS_EFFICIENT_KERNELS` has an unknown value.
@@ -104,6 +141,8 @@ def _row(framework, device):
         wanted = policy.wanted(framework, device)
         reason = policy.why_not(wanted, framework, device)
         kernel = None if reason else wanted
+        if kernel == "numba":
+            reason = support.remark()
     return {
         "framework": framework,
         "device": device,

@@ -24,6 +24,7 @@ from keras_efficient import micro_batches
 from keras_efficient import models
 from keras_efficient import ops as our_ops
 from keras_efficient import optimizers
+from keras_efficient import recompute
 from keras_efficient import regularizers
 from keras_efficient import release_gradients
 from keras_efficient import utils
@@ -59,6 +60,15 @@ def all_finite(*tensors):
         assert np.isfinite(array.astype("float32")).all()
 
 
+def every_weight_is_found(layer):
+    """By its path, and by PyTorch as a parameter that trains."""
+    paths = [variable.path for variable in layer.variables]
+    assert len(set(paths)) == len(paths)
+    if keras.config.backend() == "torch":
+        parameters = [p for p in layer.parameters() if p.requires_grad]
+        assert len(parameters) == len(layer.trainable_variables)
+
+
 # Layers
 
 
@@ -70,6 +80,7 @@ def check_layer(make, *shapes):
     layer, x = make(), [batch(2, *shape) for shape in shapes]
     y = layer(x if len(x) > 1 else x[0])
     all_finite(y)
+    every_weight_is_found(layer)
     same_settings(layer)
     if hasattr(layer, "inverse"):
         again = to_numpy(keras.tree.flatten(layer.inverse(y)))
@@ -192,6 +203,7 @@ def check_network(build, *arguments, **settings):
     y = model.predict(batch(2, *model.input_shape[1:]), verbose=0)
     assert y.shape[-1] == 3
     all_finite(y)
+    every_weight_is_found(model)
 
 
 IMAGES = {"input_shape": (16, 16, 3)}
@@ -224,6 +236,7 @@ def check_size(name, **settings):
     build = getattr(models, name)
     model = build(classes=3, **settings, **IMAGES)
     assert model.output_shape == (None, 3)
+    every_weight_is_found(model)
     assert model.name == inspect.signature(build).parameters["name"].default
 
 
@@ -235,7 +248,8 @@ for name, settings in SIZES.items():
 
 
 @row(
-    *("models.ReversibleViTTiny", "models.ReversibleViTSmall"),
+    "models.ReversibleViTTiny",
+    "models.ReversibleViTSmall",
     "models.ReversibleViTBase",
 )
 def vits():
@@ -253,6 +267,7 @@ def language_model():
     tokens = np.array([[1, 2, 3]])
     assert model.predict(tokens, verbose=0).shape == (1, 3, 11)
     assert ops.shape(model.generate(tokens, 1)) == (1, 4)
+    every_weight_is_found(model)
     same_settings(model)
 
 
@@ -261,17 +276,19 @@ def autoencoder():
     model = models.InvertibleAutoencoder([layers.InvertibleDense(4)])
     x = batch(2, 4)
     np.testing.assert_allclose(*to_numpy([model(x)]), x, atol=1e-5)
+    every_weight_is_found(model)
     same_settings(model)
 
 
 def translator():
-    judges = [models.PatchDiscriminator((2,)) for _ in "ab"]
+    judges = [models.PatchDiscriminator((2,), name=name) for name in "ab"]
     conv = layers.InvertibleConv2D(3, 1)
     return models.InvAutoTranslator([conv], *judges)
 
 
 @row(
-    *("models.InvAutoTranslator", "models.PatchDiscriminator"),
+    "models.InvAutoTranslator",
+    "models.PatchDiscriminator",
     "callbacks.TranslationGrid",
 )
 def translation():
@@ -279,6 +296,7 @@ def translation():
     model.compile(run_eagerly=keras.config.backend() != "jax")
     logs = model.fit(x, x, verbose=0).history
     assert np.isfinite(logs["loss"]).all()
+    every_weight_is_found(model)
     same_settings(model)
     same_settings(model.discriminator_a)
     grid = callbacks.TranslationGrid("picture.png", x, x)
@@ -316,7 +334,7 @@ def schedules():
         model = keras.Sequential([keras.Input((2,)), Dense(1)])
         model.compile("sgd", "mse")
         logs = model.fit(
-            *(x, x[:, :1], 4), epochs=2, verbose=0, callbacks=[callback]
+            x, x[:, :1], 4, epochs=2, verbose=0, callbacks=[callback]
         ).history
         assert len(logs["learning_rate"]) == 2
 
@@ -426,13 +444,33 @@ def numba_kernel():
     np.testing.assert_array_equal(*to_numpy([double(x), 2 * x]))
 
 
-@row("config.set_kernels", "config.kernels", "config.report")
+@row(
+    "config.set_kernels",
+    "config.kernels",
+    "config.report",
+    "config.set_num_threads",
+    "config.num_threads",
+)
 def settings_of_the_package():
+    config.set_num_threads(1)
+    assert config.num_threads() == 1
+    config.set_num_threads(None)
     before = config.kernels()
     config.set_kernels("off")
     assert config.kernels() == "off"
     config.set_kernels(before)
     assert config.report(verbose=0)
+
+
+@row("utils.convert_optimizer_state")
+def state_of_another_optimizer():
+    variables = [keras.Variable(np.ones((64, 64), "float32"))]
+    source = keras.optimizers.Adam()
+    source.apply([ops.ones((64, 64))], variables)
+    target = utils.convert_optimizer_state(
+        source, optimizers.Adam8bit(), variables
+    )
+    assert int(ops.convert_to_numpy(target.iterations)) == 1
 
 
 @row("chunk_loss", "micro_batches", "release_gradients")
@@ -446,6 +484,14 @@ def steps_in_place():
     release_gradients(micro_batches(model, 1))
     logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
     assert np.isfinite(logs["loss"]).all()
+
+
+@row("recompute")
+def recomputing():
+    blocks = [keras.Sequential([Dense(16), Dense(4)]) for _ in range(3)]
+    model = keras.Sequential([keras.Input((4,)), *blocks])
+    assert recompute(model) is model
+    all_finite(model(batch(2, 4), training=True))
 
 
 @row("utils.check_reversibility")

@@ -9,6 +9,7 @@ import sys
 
 from benchmarks import convergence
 from benchmarks import end_to_end
+from benchmarks import existing
 from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
@@ -20,6 +21,7 @@ from benchmarks import volumes
 BENCHMARKS = {
     "convergence": convergence,
     "end_to_end": end_to_end,
+    "existing": existing,
     "optimizers": optimizers,
     "published": published,
     "reversible": reversible,

@@ -1,6 +1,7 @@
 """The backward pass over a tape: each call repeated, and differentiated."""
 
 from keras_efficient import backend
+from keras_efficient.autodiff import repeat_check
 from keras_efficient.backend import nested
 
 
@@ -109,6 +110,8 @@ class Backward:
         others = [self.d.pop(key, None) for key in entry.result_keys()[m:]]
         wanted = [True] * m + [d is not None for d in others]
         results, pull = entry.captured.vjp(tensors, reads, needed, wanted)
+        if entry.kept is not None:
+            repeat_check.compare(entry.call.layer, entry.kept, results)
 
         def pullback(d_outputs):
             d_tensors, d_reads = pull([*d_outputs, *others])

@@ -44,7 +44,7 @@ class ReconstructionCheck:
 
     def keep(self, streams):
         """Return what `failed` compares with: samples of streams."""
-        return [_sample(x) for x in streams]
+        return [sample(x) for x in streams]
 
     def failed(self, kept, streams):
         """Whether streams are not those that `keep` saw: a boolean tensor."""
@@ -56,7 +56,7 @@ class ReconstructionCheck:
         )
         error = functools.reduce(
             ops.maximum,
-            [_rms((a - _sample(b)) / size) for a, b in zip(kept, streams)],
+            [_rms((a - sample(b)) / size) for a, b in zip(kept, streams)],
         )
         # An error that is NaN is not small.
         return ops.logical_not(error <= TOLERANCE * scale)
@@ -118,7 +118,7 @@ def is_finite(streams):
     return functools.reduce(ops.logical_and, map(ops.isfinite, sums))
 
 
-def _sample(x):
+def sample(x):
     """Every n-th number of `x`, as float32; an odd n meets all channels."""
     size = functools.reduce(lambda a, b: a * b, ops.shape(x), 1)
     step = size // SAMPLES // 2 * 2 + 1

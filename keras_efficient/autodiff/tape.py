@@ -9,6 +9,7 @@ source, or to the call that returned it (`"result"`).
 """
 
 from keras_efficient import backend
+from keras_efficient.autodiff import repeat_check
 from keras_efficient.autodiff.record import Record
 from keras_efficient.backend import nested
 
@@ -126,6 +127,8 @@ class Tape:
         """
         captured = backend.Capture(call, call.tensors, Record())
         entry = Entry(call, captured, len(self.entries), reconstructed)
+        if not reconstructed:
+            entry.kept = repeat_check.keep(call.layer, captured.results)
         self.entries.append(entry)
         for x in captured.natives:
             source = self.add_source(x)
@@ -178,6 +181,7 @@ class Entry:
     """A call that was recorded.
 
     Attributes:
+        kept: What its results are compared with when it is repeated.
         arguments: `(slot, key)` of each of its tensors; those that the
             backward pass reconstructs are not looked up.
         reads: The same for what it read.
@@ -188,6 +192,7 @@ class Entry:
         self.captured = captured
         self.number = number
         self.reconstructed = reconstructed
+        self.kept = None
         self.arguments = None
         self.reads = None
 

@@ -16,7 +16,8 @@ Every module here offers the same functions:
   `gradients_flow_through_assignments`, `as_tensor(value)`,
   `stopped(variable, live)`,
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
-  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`, `place()`;
+  `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`,
+  `is_concrete(x)`, `place()`;
 - `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows, by
   default at least `ROWS_A_CHUNK`;
   `operand(x, dtype)`, `factor(x, dtype)`, `product(a, b)`,
@@ -40,6 +41,8 @@ Every module here offers the same functions:
 - `saved_bytes(fn, params, inputs)`: what is kept from forward to backward;
 - `saved_bytes_by_label(fn, params, inputs)`: the same as a dictionary, by the
   `label(name)`, a context, in which it was computed;
+- `products_by_label(fn, params, inputs)`: the multiplications of matrix
+  products and convolutions in the forward pass, in the same way;
 - `peak_bytes(fn, params, inputs)`: the most that is alive at any time of both;
 - `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
   is within the other figure.
@@ -100,6 +103,7 @@ eagerly = _backend.eagerly
 factor = _chunks.factor
 gradient_hooks = _steps.gradient_hooks
 gradients_flow_through_assignments = _capture.gradients_flow_through_assignments
+is_concrete = _capture.is_concrete
 gradients_lose_masks = _backend.gradients_lose_masks
 is_dense = _capture.is_dense
 is_float = _capture.is_float
@@ -115,6 +119,7 @@ over_chunks = _chunks.over_chunks
 peak_bytes = _memory.peak_bytes
 place = _capture.place
 product = _chunks.product
+products_by_label = _memory.products_by_label
 record_random = _backend.record_random
 recomputed = _recompute.recomputed
 recomputed_loop = _loop and _loop.recomputed_loop

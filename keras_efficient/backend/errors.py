@@ -14,6 +14,19 @@ NO_FUNCTION_TRANSFORM = (
     "leave out `Recompute`, or use `torch.autograd.grad`."
 )
 
+DRAWS = (
+    "Layer '{}' draws random numbers from a generator of TensorFlow (operation "
+    "'{}'), which would give others when the layer is recomputed. Draw them "
+    "with `keras.random` and a `keras.random.SeedGenerator`, with "
+    "`tf.random.stateless_...`, or leave the layer outside."
+)
+
+WRITES_A_VARIABLE = (
+    "Layer '{}' writes a variable of TensorFlow (operation '{}') in its call, "
+    "and would write it again when it is recomputed. Make it a variable of "
+    "Keras (`self.add_weight`), or leave the layer outside."
+)
+
 WRITES_INTO_ITS_INPUT = (
     "Layer '{}' writes into its input in place, so that it cannot be "
     "recomputed from it. Let it write into a copy (`x = x.clone()`)."

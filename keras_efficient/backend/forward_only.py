@@ -4,6 +4,8 @@ import contextlib
 
 import keras
 
+from keras_efficient.backend import generators
+
 
 def _refuse(*args, **kwargs):
     raise NotImplementedError(
@@ -22,6 +24,7 @@ leaf_gradients = _refuse
 peak_bytes = _refuse
 saved_bytes = _refuse
 saved_bytes_by_label = _refuse
+products_by_label = _refuse
 update_bytes = _refuse
 
 
@@ -52,15 +55,8 @@ def eagerly():
     return contextlib.nullcontext()
 
 
-def record_random(fn):
-    """Random numbers come from seeds, which are variables: no more to keep."""
-    return fn(), []
-
-
-def replay_random(state):
-    return contextlib.nullcontext()
-
-
+record_random = generators.record
+replay_random = generators.replay
 gradients_flow_through_assignments = False
 
 
@@ -108,6 +104,10 @@ def link(leaf, value):
 
 def is_float(x):
     return "float" in str(x.dtype)
+
+
+def is_concrete(x):
+    return True
 
 
 def is_traced(x):

@@ -1,6 +1,5 @@
 """The primitives on JAX."""
 
-import contextlib
 import functools
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from keras_efficient.backend import generators
 from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
 
 
@@ -169,13 +169,8 @@ def eagerly():
     return jax.ensure_compile_time_eval()
 
 
-def record_random(fn):
-    """Random numbers come from seeds, which are variables: no more to keep."""
-    return fn(), []
-
-
-def replay_random(state):
-    return contextlib.nullcontext()
+record_random = generators.record
+replay_random = generators.replay
 
 
 def leaves(layer):

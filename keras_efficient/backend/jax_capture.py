@@ -26,6 +26,10 @@ def is_traced(x):
     return isinstance(x, jax.core.Tracer)
 
 
+def is_concrete(x):
+    return not is_traced(x)
+
+
 def as_tensor(value):
     return value
 

@@ -1,8 +1,10 @@
 """What a training step holds in memory, on JAX."""
 
 import collections
+import math
 
 import jax
+from jax.extend import core
 
 from keras_efficient.backend import labels
 
@@ -45,6 +47,41 @@ def saved_bytes_by_label(fn, params, inputs):
             aval = variable.aval
             counts[names[variable]] += aval.size * aval.dtype.itemsize
     return dict(counts)
+
+
+def products_by_label(fn, params, inputs):
+    """Count the multiplications of products and convolutions in `fn`."""
+    counts = collections.Counter()
+
+    def add(jaxpr, names, times):
+        for equation in jaxpr.eqns:
+            stack = f"{names}/{equation.source_info.name_stack}"
+            inner = [
+                getattr(x, "jaxpr", x)
+                for x in jax.tree_util.tree_leaves(equation.params)
+                if isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
+            ]
+            for program in inner:
+                add(program, stack, times * equation.params.get("length", 1))
+            if not inner:
+                counts[labels.find(stack)] += times * _products(equation)
+
+    add(jax.make_jaxpr(fn)(params, inputs).jaxpr, "", 1)
+    return dict(counts)
+
+
+def _products(equation):
+    name, params = equation.primitive.name, equation.params
+    sizes = [x.aval.shape for x in (*equation.invars, *equation.outvars)]
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        each = math.prod(sizes[0][axis] for axis in contracted)
+    elif name == "conv_general_dilated":
+        outputs = params["dimension_numbers"].rhs_spec[0]
+        each = math.prod(sizes[1]) // sizes[1][outputs]
+    else:
+        return 0
+    return math.prod(sizes[-1]) * each
 
 
 def peak_bytes(fn, params, inputs):

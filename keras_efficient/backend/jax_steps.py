@@ -35,13 +35,23 @@ def divided_train_step(model, micro, state, data):
         total, sums, others, metrics = carry
         with micro.part(division, leaves) as (x, y, sample_weight):
             (_, (loss, y_pred, others, metrics)), found = gradient(
-                *(trainable, others, metrics, x, y, sample_weight),
+                trainable,
+                others,
+                metrics,
+                x,
+                y,
+                sample_weight,
                 training=True,
                 optimizer_variables=optimizer,
             )
             metrics = _updated(
-                *(model, metrics, model.compute_metrics),
-                *(x, y, y_pred, sample_weight),
+                model,
+                metrics,
+                model.compute_metrics,
+                x,
+                y,
+                y_pred,
+                sample_weight,
             )[1]
         sums = jax.tree_util.tree_map(jnp.add, sums, found)
         return (total + loss, sums, others, metrics), ()

@@ -4,7 +4,10 @@ import contextlib
 
 import tensorflow as tf
 
+from keras_efficient.backend.tensorflow import record_random
+from keras_efficient.backend.tensorflow import replay_random
 from keras_efficient.backend.tensorflow import segment
+from keras_efficient.backend.tensorflow_watch import refuse_unrepeatable
 
 gradients_flow_through_assignments = False
 
@@ -27,6 +30,11 @@ def is_float(x):
 
 def is_traced(x):
     return False
+
+
+def is_concrete(x):
+    """Whether `x` has its values already."""
+    return tf.executing_eagerly()
 
 
 def as_tensor(value):
@@ -82,7 +90,10 @@ class Capture:
         self.call = call
         if not tf.executing_eagerly():
             record.delay = lambda value: _when_there(value, tensors)
-        self.results = call(tensors, record)
+        with refuse_unrepeatable(call.layer):
+            self.results, self.random = record_random(
+                lambda: call(tensors, record)
+            )
         self.variables = [record.variables[key] for key in record.first]
         self.through = record.through
         self.record = type(record)
@@ -113,7 +124,8 @@ class Capture:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(inputs)
             scope = self.record(zip(self.variables, values[n:]), self.through)
-            results = self.call(values[:n], scope)
+            with replay_random(self.random):
+                results = self.call(values[:n], scope)
 
         def pullback(cotangents):
             pairs = [

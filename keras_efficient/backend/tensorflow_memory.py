@@ -1,6 +1,7 @@
 """What a training step holds in memory, on TensorFlow."""
 
 import collections
+import math
 
 import tensorflow as tf
 
@@ -43,6 +44,42 @@ def saved_bytes_by_label(fn, params, inputs):
     for tensor in kept.values():
         counts[labels.find(tensor.op.name)] += _size(tensor)
     return dict(counts)
+
+
+def products_by_label(fn, params, inputs):
+    """Count the multiplications of products and convolutions in `fn`."""
+    counts = collections.Counter()
+    traced = tf.function(fn).get_concrete_function(*_specs(params, inputs))
+    for op in traced.graph.get_operations():
+        count = _products(op)
+        if count:
+            counts[labels.find(op.name)] += count
+    return dict(counts)
+
+
+def _products(op):
+    if not op.outputs:
+        return 0
+    sizes = [
+        [n or 1 for n in x.shape] if x.shape.rank is not None else []
+        for x in (*op.inputs, op.outputs[0])
+    ]
+    each = 0
+    if op.type in ("MatMul", "BatchMatMulV2"):
+        name = "transpose_a" if op.type == "MatMul" else "adj_x"
+        each = sizes[0][-2 if op.get_attr(name) else -1]
+    elif op.type == "Einsum":
+        terms, result = op.get_attr("equation").decode().split("->")
+        lengths = {}
+        for term, shape in zip(terms.split(","), sizes):
+            lengths.update(zip(reversed(term), reversed(shape)))
+        summed = set(terms) - set(result) - set(",.")
+        each = math.prod(lengths.get(x, 1) for x in summed)
+    elif op.type in ("Conv2D", "Conv3D"):
+        each = math.prod(sizes[1][:-1])
+    elif op.type == "DepthwiseConv2dNative":
+        each = math.prod(sizes[1][:2])
+    return each * math.prod(sizes[-1])
 
 
 def peak_bytes(fn, params, inputs):
@@ -92,10 +129,14 @@ def _trace(fn, params, inputs):
         forward.update(op.name for op in graph.get_operations())
         return tape.gradient(tf.nest.flatten(outputs), leaves)
 
-    specs = tf.nest.map_structure(
+    traced = gradient.get_concrete_function(*_specs(params, inputs))
+    return traced.graph, forward
+
+
+def _specs(params, inputs):
+    return tf.nest.map_structure(
         lambda x: tf.TensorSpec(x.shape, x.dtype), (params, inputs)
     )
-    return gradient.get_concrete_function(*specs).graph, forward
 
 
 def _buffer(tensor):

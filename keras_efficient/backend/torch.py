@@ -6,6 +6,7 @@ import contextlib
 import keras
 import torch
 
+from keras_efficient.backend import generators
 from keras_efficient.backend import nested
 from keras_efficient.backend.errors import NO_SECOND_DERIVATIVE
 
@@ -32,7 +33,9 @@ def vjp(fn, *primals):
             gradients = map(torch.zeros_like, floats)
         else:
             gradients = torch.autograd.grad(
-                *([y for y, _ in pairs], floats, [d for _, d in pairs]),
+                [y for y, _ in pairs],
+                floats,
+                [d for _, d in pairs],
                 allow_unused=True,
                 materialize_grads=True,
             )
@@ -197,12 +200,13 @@ def record_random(fn):
     """Return `fn()` and what `replay_random` needs to repeat its draws.
 
     Keras' unseeded layers (`Dropout(seed=None)`) draw from the generators of
-    PyTorch. The state is empty when `fn` has not drawn from them.
+    PyTorch, and code of users from those of Python and NumPy. The state is
+    `None` when `fn` has not drawn from them.
     """
     before = _random_state()
-    result = fn()
-    drawn = not all(map(torch.equal, before, _random_state()))
-    return result, before if drawn else []
+    result, others = generators.record(fn)
+    own = None if all(map(torch.equal, before, _random_state())) else before
+    return result, (own, others) if own or others else None
 
 
 def _random_state():
@@ -215,7 +219,14 @@ def _random_state():
 @contextlib.contextmanager
 def replay_random(state):
     """Draw what was drawn from `state` on; afterwards all is as it was."""
-    if not state:
+    own, others = state or (None, None)
+    with generators.replay(others), _replay_own(own):
+        yield
+
+
+@contextlib.contextmanager
+def _replay_own(state):
+    if state is None:
         yield
         return
     cuda = [torch.cuda.current_device()] if len(state) > 1 else []
@@ -246,7 +257,9 @@ def leaf_gradients(layer, call, inputs):
     floats = [x for x in nested.flatten(inputs) if x.requires_grad]
     found = [*floats, *_graph_leaves(outputs, floats)]
     gradients = torch.autograd.grad(
-        *(outputs, found, [y.detach() for y in outputs]),
+        outputs,
+        found,
+        [y.detach() for y in outputs],
         allow_unused=True,
         materialize_grads=True,
     )

@@ -7,6 +7,7 @@ import gc
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from keras_efficient.backend import nested
@@ -52,6 +53,24 @@ def saved_bytes_by_label(fn, params, inputs):
     return dict(counts)
 
 
+def products_by_label(fn, params, inputs):
+    """Count the multiplications of products and convolutions in `fn`."""
+    counts = collections.Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            operations = flop_registry.get(func.overloadpacket)
+            if operations:
+                count = operations(*args, **(kwargs or {}), out_val=result)
+                counts[_labels[-1] if _labels else None] += count // 2
+            return result
+
+    with torch.no_grad(), torch.random.fork_rng(), Count():
+        fn(params, inputs)
+    return dict(counts)
+
+
 def peak_bytes(fn, params, inputs):
     """Count the most bytes alive in the gradient of `sum(fn)`, with it."""
     params = _leaves(params)
@@ -64,7 +83,8 @@ def peak_bytes(fn, params, inputs):
             outputs = [y for y in outputs if y.requires_grad]
             ones = [torch.ones_like(y) for y in outputs]
             leaves = nested.flatten(params)
-            torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
+            if outputs and leaves:
+                torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
             del outputs, ones
     return storages.peak
 

@@ -2,40 +2,64 @@ import math
 
 from keras_efficient.callbacks.angular_velocity import AngularVelocity
 from keras_efficient.callbacks.drop_rules import DEFAULTS
-from keras_efficient.callbacks.drop_rules import checks_by_mode
+from keras_efficient.callbacks.drop_rules import checks
 from keras_efficient.callbacks.drop_rules import make_rule
 from keras_efficient.callbacks.drop_rules import with_defaults
+from keras_efficient.callbacks.drops import Drops
 from keras_efficient.callbacks.learning_rate_callback import (
     LearningRateCallback,
 )
+from keras_efficient.callbacks.learning_rates import Count
 from keras_efficient.callbacks.learning_rates import WarmUp
 from keras_efficient.callbacks.learning_rates import check_learning_rates
-from keras_efficient.callbacks.learning_rates import lower_learning_rate
 from keras_efficient.callbacks.learning_rates import named_optimizers
 from keras_efficient.callbacks.learning_rates import read_learning_rate
-from keras_efficient.callbacks.learning_rates import report
 from keras_efficient.callbacks.run_clock import RunClock
 
-WINDOW_SAMPLES = 4
-RUN_WINDOWS = 50  # at least, in mode "auto"
-SHORTEST_WINDOW = 20  # steps: twice as far as a momentum of 0.9 reaches
 LAST_DROP = 0.9  # of a run, in mode "auto"
 
 
 class AutoDrop(LearningRateCallback):
     """Drop the learning rate when the direction of training settles.
 
-    The angular velocity is the angle between successive steps of the
-    parameters: 0 degrees is a straight walk, 90 a random one. It rises while
-    training at a learning rate gains ground, and levels off when it gains no
-    more. The callback then drops the learning rate. It needs no validation
-    data. All trainable parameters are one vector; a step leads from one window
-    to the next.
+    It takes the place of a schedule, without validation data and, by default,
+    without anything to choose: start at the learning rate that trains fastest.
+    Train in one call of `fit`, or go on with `initial_epoch` and the final
+    number of `epochs`. The rate is dropped wherever it has done its work, and
+    once more after nine tenths of the run, since the noise of a learning rate
+    is of no use thereafter.
 
-    **`mode="auto"`** is ours. It has no threshold and no times to choose. A
-    window is an epoch, or such a part of one that `fit` has at least 50, and
-    no shorter than 20 steps. Let a be the older and b the newer half of the
-    last 12 to 16 angles since the last drop:
+    Each epoch adds to the logs:
+
+    - `drops`, how many there were so far;
+    - `learning_rate` at the end of the epoch, before a drop there. With a
+      `keras.optimizers.MultiOptimizer`, all of whose optimizers are dropped,
+      this is `learning_rate_{optimizer.name}`;
+    - `angular_velocity`, the mean over its windows, NaN when there is none.
+
+    Pass callbacks as a list. Put this one before
+    `keras.callbacks.SwapEMAWeights`, which exchanges the parameters, and before
+    `keras.callbacks.BackupAndRestore`: a run that was interrupted then goes on
+    with the same drops at the same steps. Use no other callback that sets the
+    learning rate: drops that one takes back are not counted, and warned of.
+    The same holds for an optimizer that never steps, as that of a model whose
+    `train_step` has others.
+
+    The cost is two float32 copies of the trainable parameters in host memory,
+    three while a window ends or has samples, and one pass over them in each
+    window.
+
+    How it decides. The angular velocity is the angle between successive steps
+    of the parameters, all trainable ones as one vector: 0 degrees is a straight
+    walk, 90 a random one. It rises while training at a learning rate gains
+    ground, and levels off when it gains no more. A step leads from one window
+    to the next. The angle is exact for steps however short. A window that
+    moves nothing is passed over. Parameters that are not finite clear the
+    history. A drop starts it again, and needs a learning rate above `min_lr`.
+
+    **`mode="auto"`** is ours. A window is an epoch, or such a part of one that
+    `fit` has at least 50, and no shorter than 20 steps. Let a be the older and
+    b the newer half of the last 12 to 16 angles since the last drop:
 
     ```
     noise = sqrt(mean((w_{i+1} - w_i)^2) / 2)
@@ -45,9 +69,8 @@ class AutoDrop(LearningRateCallback):
 
     Below 90 degrees steps still point the same way: there a level stretch is
     the passage from one slope to the next. No angle tells when a run is to
-    end. So one more drop is made after nine tenths of it, since the noise of a
-    learning rate is of no use thereafter. Train in one call of `fit`, or go on
-    with `initial_epoch` and the final number of `epochs`.
+    end, hence the drop at the first step past nine tenths of it; there is none
+    where no step is left, as in a run of less than ten.
     `guides/benchmarks.md` tells what else was tried.
 
     **`mode="epoch"`** is the rule of 2021, with w_t the angle of the steps
@@ -59,10 +82,9 @@ class AutoDrop(LearningRateCallback):
         threshold     <- min(max_threshold, threshold / factor)
     ```
 
-    The first drop is possible after four epochs. The authors' code differs
-    from their rule: it waits 20 "extra epochs", loads an average of their
-    parameters, keeps its history at a drop, and takes parameters after the
-    first update of an epoch. We follow the rule.
+    The first drop is possible after four epochs. We follow the rule; the
+    authors' code waits 20 "extra epochs", loads an average of parameters, keeps
+    its history at a drop, and takes parameters after an epoch's first update.
 
     **`mode="window"`** is the rule of 2024. It takes the mean of the parameters
     over windows of `window_steps` steps, and smooths angles over the last 10:
@@ -72,33 +94,10 @@ class AutoDrop(LearningRateCallback):
     sigma = min(std(w), 5);    drop if C_i - C_{i-1} < threshold
     ```
 
-    The difference is signed, as printed: a fall drops too. We read the
-    algorithm as follows. Angles are between steps, not means. The kernel is
-    over time, has the minus sign that is missing in print, and is that of the
-    newest angle. A drop needs two C since the last. The mean is that of 4
-    samples of a window, which cost less than one in each step.
-
-    In all modes a drop starts the history again from the newest point, and
-    needs a learning rate above `min_lr`. The angle is exact for steps however
-    short. A window that moves nothing is passed over. Parameters that are not
-    finite clear the history.
-
-    The cost is two float32 copies of the trainable parameters in host memory,
-    three while a window ends or has samples, and one pass over them in each
-    window.
-
-    Each epoch adds to the logs:
-
-    - `angular_velocity`, the mean over its windows, NaN when there is none;
-    - `drops`, how many there were so far;
-    - `learning_rate` at the end of the epoch, before a drop there. With a
-      `keras.optimizers.MultiOptimizer`, all of whose optimizers are dropped,
-      this is `learning_rate_{optimizer.name}`.
-
-    Pass callbacks as a list. Put this one before
-    `keras.callbacks.SwapEMAWeights`, which exchanges the parameters, and before
-    `keras.callbacks.BackupAndRestore`: a run that was interrupted then goes on
-    with the same drops at the same steps.
+    The difference is signed, as printed: a fall drops too. As we read it,
+    angles are between steps, not means; the kernel is over time, has the minus
+    sign that is missing in print, and is that of the newest angle. A drop needs
+    two C since the last. The mean is that of 4 samples of a window.
 
     Attributes:
         drops: List of the epochs of the current (or last) `fit` in which the
@@ -125,7 +124,8 @@ class AutoDrop(LearningRateCallback):
 
     Raises:
         ValueError: an argument is outside its range, or, when training
-            begins, the learning rate is a schedule or another callable.
+            begins, the learning rate is a schedule or another callable, or
+            the model has no optimizer.
 
     Example:
 
@@ -171,15 +171,11 @@ class AutoDrop(LearningRateCallback):
 
     def _validate(self):
         self._check("mode", self.mode in DEFAULTS, list(DEFAULTS))
-        self._check("factor", 0 < self.factor < 1, "in (0, 1)")
-        for name, is_right, expected in checks_by_mode(self):
+        for name, is_right, expected in checks(self):
             self._check(name, is_right, expected)
-        self._check("min_lr", 0 <= self.min_lr < math.inf, "finite, 0 or more")
-        self._check("warmup_steps", self.warmup_steps >= 0, "0 or more")
-        self._check("verbose", self.verbose in (0, 1), "0 or 1")
 
     def _reset(self):
-        self.drops, self.drop_steps = [], []
+        self._drops = Drops()
         self._clock, self._velocity = RunClock(), AngularVelocity()
         self._warm_up = WarmUp(self.warmup_steps)
         self._rule = make_rule(
@@ -187,6 +183,24 @@ class AutoDrop(LearningRateCallback):
         )
         self._angles = []  # of the current epoch
         self._window_start = None
+        self._last_is_done = False
+
+    @property
+    def drops(self):
+        return self._drops.epochs
+
+    @property
+    def drop_steps(self):
+        return self._drops.steps
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._drops.begin(named_optimizers(self.model))
+
+    def on_train_end(self, logs=None):
+        optimizers = named_optimizers(self.model)
+        self._drops.take_out_undone(optimizers, self._clock.epoch)
+        super().on_train_end(logs)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._clock.begin_epoch(epoch, self.params)
@@ -201,29 +215,37 @@ class AutoDrop(LearningRateCallback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         self._clock.end_epoch(epoch, self.params)
-        # On JAX, what is written to the optimizer is lost unless the model
-        # was taken from `self.model` in this very hook.
         optimizers = named_optimizers(self.model)
-        # On TensorFlow, a MultiOptimizer that chooses by a function has no
-        # optimizers before its first step.
+        # On TensorFlow, some MultiOptimizers are empty before the first step.
         check_learning_rates(optimizers, "AutoDrop")
         for key, optimizer in optimizers:
             logs[key] = read_learning_rate(optimizer)
+        self._drops.take_out_undone(optimizers, epoch)
         self._watch(is_epoch_end=True)
         self._clock.close_epoch()
         angles, self._angles = self._angles, []
         mean = math.fsum(angles) / len(angles) if angles else math.nan
         logs["angular_velocity"] = mean
-        logs["drops"] = float(len(self.drops))
+        logs["drops"] = Count(len(self.drops))
 
     def _watch(self, is_epoch_end=False):
         """Take a sample, end a window and drop, each if it is time."""
-        steps = self._clock.steps
-        if steps < self.warmup_steps:
+        if self._clock.steps < self.warmup_steps:
             return
+        self._watch_window(is_epoch_end)
+        if self.mode != "auto" or self._last_is_done:
+            return
+        if self._clock.is_first_time(LAST_DROP, self.drop_steps):
+            self._last_is_done = True
+            self._drop()
+
+    def _watch_window(self, is_epoch_end):
+        steps = self._clock.steps
         if self._window_start is None:
             self._window_start = steps
-        length, samples = self._window(is_epoch_end)
+        length, samples = self._clock.window(
+            self.mode, self.window_steps, is_epoch_end
+        )
         elapsed = steps - self._window_start
         if elapsed * samples < length * (self._velocity.samples + 1):
             return
@@ -234,48 +256,27 @@ class AutoDrop(LearningRateCallback):
         angle = self._velocity.close()
         if len(self._velocity.points) <= 1:
             self._rule.clear()
-        is_due = self.mode == "auto" and self._clock.is_first_time(
-            LAST_DROP, self.drop_steps
-        )
         if not math.isnan(angle):
             self._angles.append(angle)
-            is_due = self._rule.observe(angle) or is_due
-        if is_due:
-            self._drop()
-
-    def _window(self, is_epoch_end):
-        """Return the length of a window and how many samples it has."""
-        if self.mode == "epoch":
-            return 0, 1
-        if self.mode == "window":
-            return self.window_steps, WINDOW_SAMPLES
-        if self.window_steps:
-            return self.window_steps, 1
-        steps = self._clock.epoch_steps()
-        if not steps:  # not known before the end of the first epoch
-            return (0 if is_epoch_end else math.inf), 1
-        parts = math.ceil(RUN_WINDOWS / self._clock.epochs())
-        return max(SHORTEST_WINDOW, round(steps / parts)), 1
+            if self._rule.observe(angle):
+                self._drop()
 
     def _drop(self):
-        lowered = [
-            optimizer
-            for _, optimizer in named_optimizers(self.model)
-            if lower_learning_rate(optimizer, self.factor, self.min_lr)
-        ]
-        if not lowered:
+        if self.mode == "auto" and self._clock.is_over():
+            return  # it would be for a step that does not come
+        steps = self._clock.steps
+        optimizers = named_optimizers(self.model)
+        rates = self.factor, self.min_lr
+        if not self._drops.make(optimizers, *rates, self._clock, self.verbose):
             return
-        self.drops.append(self._clock.epoch)
-        self.drop_steps.append(self._clock.steps)
         self._rule.dropped()
         # The steps at the new learning rate begin at the newest point.
+        if self._window_start != steps:  # a window is open
+            self._window_start = steps
+            self._velocity.clear()
+            self._velocity.sample(self.model.trainable_variables)
+            self._velocity.close()
         self._velocity.clear(keep=1)
-        for optimizer in lowered if self.verbose else ():
-            report(
-                f"\nEpoch {self._clock.epoch + 1}: AutoDrop reducing the "
-                f"learning rate of '{optimizer.name}' to "
-                f"{read_learning_rate(optimizer):g}."
-            )
 
     def _state(self):
         return self._velocity.state(), {
@@ -290,7 +291,7 @@ class AutoDrop(LearningRateCallback):
     def _restore(self, arrays, facts):
         if facts["mode"] != self.mode:
             return
-        self.drops, self.drop_steps = facts["lists"]
+        self._drops.epochs, self._drops.steps = facts["lists"]
         self._window_start = facts["window_start"]
         self._warm_up.full_rates = facts["full_rates"]
         vars(self._clock).update(facts["clock"])

@@ -6,6 +6,7 @@ from keras import ops
 from keras_efficient.callbacks.learning_rate_callback import (
     LearningRateCallback,
 )
+from keras_efficient.callbacks.learning_rates import Count
 from keras_efficient.callbacks.learning_rates import named_optimizers
 from keras_efficient.callbacks.learning_rates import report
 
@@ -179,8 +180,8 @@ class BanditLearningRate(LearningRateCallback):
             self._read_loss(logs, self._steps)
         for key, optimizer in named_optimizers(model):
             logs[key] = float(ops.convert_to_numpy(optimizer.learning_rate))
-        logs["arm"] = float(memory["arm"])
-        logs["taken_back"] = float(memory["taken_back"])
+        logs["arm"] = Count(memory["arm"])
+        logs["taken_back"] = Count(memory["taken_back"])
         total = sum(memory["pulls"])
         for rate, pulls, reward in zip(
             self.learning_rates, memory["pulls"], memory["rewards"]

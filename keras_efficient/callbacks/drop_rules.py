@@ -23,8 +23,8 @@ def with_defaults(mode, options):
     ]
 
 
-def checks_by_mode(callback):
-    """Check those options of an `AutoDrop` that depend on its mode.
+def checks(callback):
+    """Check the options of an `AutoDrop`.
 
     Returns:
         List of tuples: name, whether its value is right, what is expected.
@@ -40,7 +40,9 @@ def checks_by_mode(callback):
     steps = "an integer of at least 1"
     if mode == "epoch":
         is_window, steps = window_steps is None, "None in mode 'epoch'"
+    is_rate = 0 <= callback.min_lr < math.inf
     return [
+        ("factor", 0 < callback.factor < 1, "in (0, 1)"),
         ("threshold", is_threshold, degrees),
         (
             "max_threshold",
@@ -48,6 +50,9 @@ def checks_by_mode(callback):
             f"from `threshold`, {threshold}, to 180 degrees",
         ),
         ("window_steps", is_window, steps),
+        ("min_lr", is_rate, "finite, 0 or more"),
+        ("warmup_steps", callback.warmup_steps >= 0, "0 or more"),
+        ("verbose", callback.verbose in (0, 1), "0 or 1"),
     ]
 
 

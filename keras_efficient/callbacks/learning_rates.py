@@ -10,11 +10,26 @@ from keras import ops
 def named_optimizers(model):
     """Return pairs of a log key and an optimizer with a learning rate."""
     optimizer = model.optimizer
+    if optimizer is None:
+        raise ValueError(
+            "A callback that sets the learning rate needs a model with an "
+            "optimizer. Received: a model compiled with `optimizer=None`. "
+            "Compile it with one, such as `optimizer='adam'`, or leave out "
+            "the callback."
+        )
     # A LossScaleOptimizer may hold a MultiOptimizer.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if not hasattr(optimizer, "optimizers"):
         return [("learning_rate", optimizer)]
-    return [(f"learning_rate_{o.name}", o) for o in optimizer.optimizers]
+    named = {}
+    for inner in optimizer.optimizers:
+        key = name = f"learning_rate_{inner.name}"
+        number = 0
+        while key in named:
+            number += 1
+            key = f"{name}_{number}"
+        named[key] = inner
+    return list(named.items())
 
 
 def check_learning_rates(named_optimizers, callback):
@@ -56,6 +71,21 @@ def report(message):
         sys.stdout.flush()
     else:
         logging.info(message)
+
+
+class Count(float):
+    """A count in the logs, which the progress bar shows without decimals.
+
+    It is a float, as all that Keras logs: the bar divides by the number of
+    steps, which is 1 at the end of an epoch, and formats with decimals.
+    """
+
+    def __truediv__(self, other):
+        result = float(self) / other
+        return Count(result) if result.is_integer() else result
+
+    def __format__(self, spec):
+        return format(int(self), spec if spec.endswith("d") else "")
 
 
 class WarmUp:

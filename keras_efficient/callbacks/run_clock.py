@@ -1,3 +1,10 @@
+import math
+
+WINDOW_SAMPLES = 4
+RUN_WINDOWS = 50  # at least, in mode "auto"
+SHORTEST_WINDOW = 20  # steps: twice as far as a momentum of 0.9 reaches
+
+
 class RunClock:
     """Count the steps of a `fit`, and know where in the run they are.
 
@@ -45,13 +52,39 @@ class RunClock:
     def is_first_time(self, part, last):
         """Return whether so large a part of the run is done for the first time.
 
-        It was not yet at any number of steps that the list `last` holds.
+        It was not yet at any number of steps that the list `last` holds, and
+        at least one step is left.
         """
-        done = self.epoch * self.epoch_steps() + self.steps - self._epoch_start
-        since = done - part * self.epochs() * self.epoch_steps()
-        if not self.epoch_steps() or since < 0:
+        done, total = self._progress()
+        since = done - round(part * total, 6)  # 0.9 has no exact float
+        if since < 0 or not done < total:
             return False
         return all(self.steps - steps > since for steps in last)
+
+    def is_over(self):
+        """Return whether it is known that no step is left."""
+        done, total = self._progress()
+        return 0 < total <= done
+
+    def _progress(self):
+        """Return the steps done and those of the run, 0 if not known."""
+        an_epoch = self.epoch_steps()
+        done = self.epoch * an_epoch + self.steps - self._epoch_start
+        return done, self._params.get("epochs", 0) * an_epoch
+
+    def window(self, mode, window_steps, is_epoch_end):
+        """Return the length of a window and how many samples it has."""
+        if mode == "epoch":
+            return 0, 1
+        if mode == "window":
+            return window_steps, WINDOW_SAMPLES
+        if window_steps:
+            return window_steps, 1
+        steps = self.epoch_steps()
+        if not steps:  # not known before the end of the first epoch
+            return (0 if is_epoch_end else math.inf), 1
+        parts = math.ceil(RUN_WINDOWS / self.epochs())
+        return max(SHORTEST_WINDOW, round(steps / parts)), 1
 
     def state(self):
         """Return what a run that was interrupted goes on with."""

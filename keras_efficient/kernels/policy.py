@@ -2,15 +2,18 @@
 
 import os
 import sys
+import warnings
 
 from keras_efficient.kernels.ffi import support
 from keras_efficient.kernels.ffi import tensors
+from keras_efficient.kernels.ffi import threads
 from keras_efficient.kernels.ffi import xla_version
 
 VARIABLE = "KERAS_EFFICIENT_KERNELS"
 CHOICES = ("auto", "off", "numba", "triton")
 
 _chosen = None
+_failed = {}  # (kernel, framework): why
 
 
 def set_kernels(kernels):
@@ -22,6 +25,7 @@ def set_kernels(kernels):
             f"Kernels cannot be '{kernels}': {why_not_installed(kernels)}."
         )
     _chosen = kernels
+    _failed.clear()
 
 
 def kernels():
@@ -89,7 +93,12 @@ def why_not(kernel, framework, device):
     Returns:
         String that goes on after a colon, or `None`.
     """
+    if (kernel, framework) in _failed:
+        return _failed[kernel, framework]
     if kernel == "numba":
+        # By name they run there, serially, once they are compiled anew.
+        if threads.is_forked() and kernels() == "auto":
+            return "this process is the fork of another"
         return support.why_not(framework, device)
     if framework != "torch":
         return f"there are no triton kernels for {framework or 'them'}"
@@ -112,6 +121,35 @@ def why_not_installed(kernel):
     if xla_version.package_folder("triton") is None:
         return "triton is not installed (pip install triton)"
     return None
+
+
+def give_up(kernel, framework, error):
+    """Use a kernel no more that has raised an error; warn of it.
+
+    Returns:
+        Whether it is given up: not where the user asked for it by name.
+    """
+    if kernels() != "auto":
+        return False
+    reason = f"they failed ({support.first_line(error)})"
+    _failed[kernel, framework] = reason
+    warnings.warn(
+        f"The {kernel} kernels for {framework} are not used any more: {reason}."
+        f" The portable form goes on, with the same results. "
+        f"keras_efficient.config.set_kernels('{kernel}') shows the error.",
+        stacklevel=2,
+    )
+    return True
+
+
+def refuse(reason):
+    """Raise an error if the user asked for a kernel by name."""
+    if kernels() != "auto":
+        raise RuntimeError(
+            f"Kernels are set to '{kernels()}', which cannot serve these "
+            f"tensors: {reason}. Choose 'auto' or 'off' with "
+            f"keras_efficient.config.set_kernels or {VARIABLE}."
+        )
 
 
 def _check(value, name):

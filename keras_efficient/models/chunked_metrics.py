@@ -76,7 +76,9 @@ class ChunkedMetrics:
             if masked:
                 logits = with_mask(logits, rows[0])
             found = self.metric.stateless_update_state(
-                *(list(state), labels, logits),
+                list(state),
+                labels,
+                logits,
                 sample_weight=rows[-1] if weighted else None,
             )
             return tuple(map(_value, found))

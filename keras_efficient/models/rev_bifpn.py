@@ -181,7 +181,11 @@ def _silo(channels, drop, new_scale):
         strides = 2 ** (j - i)
         is_new = new_scale and j == n - 1
         return _mb_conv(
-            *(channels[j], i, strides, EXPANSIONS, SE_RATIOS),
+            channels[j],
+            i,
+            strides,
+            EXPANSIONS,
+            SE_RATIOS,
             2 * strides - 1 + _of(EXTRA, i),
             0.0 if is_new else drop,
         )

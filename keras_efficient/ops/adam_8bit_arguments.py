@@ -59,6 +59,7 @@ class Adam8bitArguments:
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-7
+    weight_rounding: str = "nearest"  # of bfloat16 without corrections
 
     @functools.cached_property
     def biases(self):

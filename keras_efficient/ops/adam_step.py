@@ -17,6 +17,9 @@ def adam_step(
     u = m^ / (sqrt(v^) + epsilon)
     ```
 
+    computed as m / ((sqrt(v) / sqrt(1 - beta_2^t) + epsilon) (1 - beta_1^t)),
+    with one root an entry, which kernels need for its code, too.
+
     Args:
         gradient: Tensor g. Entries that are not finite, or not below 1e18,
             count as 0.
@@ -44,7 +47,8 @@ def adam_step(
     bias_1, bias_2 = adam_biases(step, beta_1, beta_2)
     m = beta_1 * momentum + (1 - beta_1) * g
     v = beta_2 * velocity + (1 - beta_2) * g * g
-    return (m / bias_1) / (ops.sqrt(v / bias_2) + epsilon), m, v
+    root = ops.sqrt(v) * (1 / ops.sqrt(bias_2))
+    return m / ((root + epsilon) * bias_1), m, v
 
 
 def one_minus_power(beta, t):

@@ -22,6 +22,8 @@ import keras
 from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi.tensors import device_of
 from keras_efficient.kernels.ffi.tensors import framework_of
+from keras_efficient.kernels.ffi.tensors import untraced
+from keras_efficient.kernels.ffi.tensors import why_not_plain
 
 # Algorithm, kernel, framework: module of `keras_efficient.kernels`. They are
 # imported when they are needed, since they import their compilers.
@@ -48,12 +50,19 @@ class Row(NamedTuple):
     state: tuple  # of tensors
     gradient: Any
     seed: int  # different for each tensor
+    correction: Any = None  # int8 tensor, of a parameter of 16 bits
+    decay: float = 0.0  # of the weight, for a parameter of 16 bits
+
+    @property
+    def corrections(self):
+        return () if self.correction is None else (self.correction,)
 
     @property
     def tensors(self):
-        return self.parameter, *self.state, self.gradient
+        return self.parameter, *self.corrections, *self.state, self.gradient
 
 
+@untraced
 def do_steps(rows, arguments):
     """Do the steps of tensors in kernels, where one serves them.
 
@@ -64,8 +73,8 @@ def do_steps(rows, arguments):
         arguments: Record of the algorithm.
 
     Returns:
-        List with the new parameter and state of each row in one tuple, or
-        `None` where no kernel serves it.
+        List with the new parameter, correction if there is one, and state of
+        each row in one tuple, or `None` where no kernel serves it.
 
     Raises:
         ValueError: a tensor has another shape than its parameter asks for, or
@@ -83,14 +92,21 @@ def do_steps(rows, arguments):
         kernel = policy.choose_for(framework, getattr(device, "type", device))
         module = KERNELS.get((arguments.ALGORITHM, kernel, framework))
         if module:
-            _check_dtypes(group[0], arguments.DTYPES)
+            _check_dtypes(group[0], arguments)
             for row in group:
                 _check(row, arguments, device)
-            calls.append((module, group, indices))
+            calls.append((kernel, module, group, indices))
     results = [None] * len(rows)
-    for module, group, indices in calls:
-        kernels = importlib.import_module(f"keras_efficient.kernels.{module}")
-        served = kernels.do_steps(group, arguments)
+    for kernel, module, group, indices in calls:
+        try:
+            served = importlib.import_module(
+                f"keras_efficient.kernels.{module}"
+            ).do_steps(group, arguments)
+        # Whatever a compiler or a driver may raise.
+        except Exception as error:
+            if not policy.give_up(kernel, framework, error):
+                raise
+            served = None
         for i, result in zip(indices, served or []):
             results[i] = result
     return results
@@ -107,6 +123,10 @@ def _group(rows, arguments, framework):
         if arguments.shapes(tuple(row.parameter.shape)) is None:
             continue
         if framework == "torch":
+            reason = next(filter(None, map(why_not_plain, tensors)), None)
+            if reason:
+                policy.refuse(reason)
+                continue
             if not all([x.is_contiguous() for x in tensors[:-1]]):
                 continue
             device = row.parameter.device
@@ -125,8 +145,16 @@ def _name(dtype):
     return keras.backend.standardize_dtype(dtype)
 
 
-def _check_dtypes(row, dtypes):
-    for x, (name, allowed) in zip(row.tensors, dtypes.items(), strict=True):
+def _with_correction(row, values, correction):
+    """Add what is to be said of the correction to a list for all tensors."""
+    first, *others = values
+    return [first, *(correction for _ in row.corrections), *others]
+
+
+def _check_dtypes(row, arguments):
+    correction = "correction", ("int8",)
+    dtypes = _with_correction(row, arguments.DTYPES.items(), correction)
+    for x, (name, allowed) in zip(row.tensors, dtypes, strict=True):
         if _name(x.dtype) not in allowed:
             raise TypeError(
                 f"'{name}' must have dtype {' or '.join(allowed)}. "
@@ -136,10 +164,10 @@ def _check_dtypes(row, dtypes):
 
 def _check(row, arguments, device):
     """Raise an error where a kernel would leave the memory of a tensor."""
-    shapes = arguments.shapes(tuple(row.parameter.shape))
-    for x, shape, name in zip(
-        row.tensors, shapes, arguments.DTYPES, strict=True
-    ):
+    shape = tuple(row.parameter.shape)
+    shapes = _with_correction(row, arguments.shapes(shape), shape)
+    names = _with_correction(row, arguments.DTYPES, "correction")
+    for x, shape, name in zip(row.tensors, shapes, names, strict=True):
         # A name, of JAX or TensorFlow, stands for all devices of a kind.
         found = device if isinstance(device, str) else x.device
         if tuple(x.shape) != shape or found != device:

@@ -82,6 +82,7 @@ class MicroAdamArguments:
     alpha: float = 0.4
     rounding: str = "stochastic"
     bias_correction: str = "window"
+    weight_rounding: str = "nearest"  # of bfloat16 without corrections
 
     @functools.cached_property
     def biases(self):

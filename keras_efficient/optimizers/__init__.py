@@ -5,3 +5,4 @@ from keras_efficient.optimizers.lion_8bit import Lion8bit as Lion8bit
 from keras_efficient.optimizers.micro_adam import MicroAdam as MicroAdam
 from keras_efficient.optimizers.sgd_8bit import SGD8bit as SGD8bit
 from keras_efficient.optimizers.sink_gd import SinkGD as SinkGD
+from keras_efficient.optimizers.sixteen_bit import SixteenBit as SixteenBit

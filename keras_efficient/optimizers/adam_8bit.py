@@ -45,9 +45,14 @@ class Adam8bit(Optimizer8bit):
             `0.999`.
         epsilon: Positive float, added to the root of the second moment.
             Defaults to `1e-7`.
+        weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
+            variables of 16 bits are rounded after a step; others are not. See
+            `keras_efficient.optimizers.SixteenBit`. Defaults to
+            `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep plain Adam. Defaults to
             `4096`.
-        name: String. Defaults to `"adam_8bit"`.
+        name: String. Defaults to `None`: `"adam_8bit"`, `"adam_8bit_1"`,
+            and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -78,11 +83,14 @@ class Adam8bit(Optimizer8bit):
         beta_1=0.9,
         beta_2=0.999,
         epsilon=1e-7,
+        weight_rounding="compensated",
         min_size=4096,
-        name="adam_8bit",
+        name=None,
         **kwargs,
     ):
-        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        super().__init__(
+            learning_rate, min_size, weight_rounding, name=name, **kwargs
+        )
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -100,6 +108,7 @@ class Adam8bit(Optimizer8bit):
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
+            weight_rounding=self.weight_rounding,
         )
 
     def _step_8bit(self, gradient, state, groups):

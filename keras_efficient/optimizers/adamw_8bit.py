@@ -22,9 +22,14 @@ class AdamW8bit(Adam8bit):
             `0.999`.
         epsilon: Positive float, added to the root of the second moment.
             Defaults to `1e-7`.
+        weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
+            variables of 16 bits are rounded after a step; others are not. See
+            `keras_efficient.optimizers.SixteenBit`. Defaults to
+            `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep plain AdamW. Defaults to
             `4096`.
-        name: String. Defaults to `"adamw_8bit"`.
+        name: String. Defaults to `None`: `"adamw_8bit"`, `"adamw_8bit_1"`,
+            and so on.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -51,8 +56,9 @@ class AdamW8bit(Adam8bit):
         beta_1=0.9,
         beta_2=0.999,
         epsilon=1e-7,
+        weight_rounding="compensated",
         min_size=4096,
-        name="adamw_8bit",
+        name=None,
         **kwargs,
     ):
         if weight_decay is None:
@@ -66,6 +72,7 @@ class AdamW8bit(Adam8bit):
             beta_2=beta_2,
             epsilon=epsilon,
             min_size=min_size,
+            weight_rounding=weight_rounding,
             weight_decay=weight_decay,
             name=name,
             **kwargs,

@@ -1,8 +1,12 @@
 import math
 
+import keras
 from keras import ops
 
+from keras_efficient.kernels.ffi.tensors import is_wrapper
 from keras_efficient.ops import dispatch
+from keras_efficient.ops.weight_rounding import is_16_bit
+from keras_efficient.optimizers.float32_weights import in_float32
 
 # Entries that are worked on at a time: a dozen temporaries of 4 bytes each.
 BATCH_SIZE = 2**22
@@ -28,6 +32,8 @@ def batched_step(optimizer, gradients, variables, learning_rate):
     for gradient, variable in zip(gradients, variables):
         index = optimizer._get_variable_index(variable)
         row = index, variable, optimizer._states[index], gradient
+        if row[2]:
+            _check_plain(optimizer, row)
         is_compressed = optimizer._is_compressed[index]
         (compressed if is_compressed else plain).append(row)
     if optimizer.HAS_KERNEL and compressed:
@@ -42,15 +48,25 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         optimizer._step_batch(batch, rate)
 
 
+def _check_plain(optimizer, row):
+    """Raise an error before anything has changed: the state is plain."""
+    _, variable, _, gradient = row
+    for what, x in (("variable", variable.value), ("gradient", gradient)):
+        if is_wrapper(x):
+            raise TypeError(
+                f"`{type(optimizer).__name__}` has its state in plain tensors "
+                f"and cannot step a {type(x).__name__}. Received: the {what} "
+                f"of '{variable.path}'. Pass its local part, `x.to_local()`, "
+                "or use an optimizer that has no state for it."
+            )
+
+
 def _without_kernel(optimizer, rows, learning_rate):
     """Do the steps that a kernel serves; return the other rows."""
     results = dispatch.do_steps(
         [
-            dispatch.Row(
-                parameter=variable.value,
-                state=tuple([slot.value for slot in slots]),
-                gradient=gradient,
-                seed=index,
+            optimizer._row(
+                index, variable, [slot.value for slot in slots], gradient
             )
             for index, variable, slots, gradient in rows
         ],
@@ -87,7 +103,7 @@ def batches(rows):
 
 
 def _step_plain(optimizer, rows, learning_rate):
-    _, variables, _, gradients, states = zip(*rows)
+    indices, variables, _, gradients, states = zip(*rows)
     old_states = [*zip(*states)]
     gradient, *state = (
         _join(column, like=states[0][0]) for column in (gradients, *old_states)
@@ -98,8 +114,36 @@ def _step_plain(optimizer, rows, learning_rate):
             tensor.copy_(part)
     # `CompressedOptimizer._move`, for all of them.
     values = [variable.value.detach() for variable in variables]
-    for value, part in _split(learning_rate * update, values):
-        value.sub_(part.to(value.dtype))
+    moves = zip(indices, variables, _split(learning_rate * update, values))
+    alike = {}  # of 16 bits
+    for index, variable, (value, part) in moves:
+        if is_16_bit(variable):
+            key = variable.dtype, optimizer._decay_of(variable)
+            alike.setdefault(key, []).append((index, value, part))
+        else:
+            value.sub_(part.to(value.dtype))
+    for (_, decay), moved in alike.items():
+        _move_16_bit(optimizer, moved, decay, learning_rate)
+
+
+def _move_16_bit(optimizer, rows, decay, learning_rate):
+    """Do `_move` for variables of the same decay and dtype of 16 bits."""
+    indices, values, updates = zip(*rows)
+    weights = optimizer._weights
+    x, update = _join(values, values[0]), _join(updates, updates[0])
+    sizes = {i: value.numel() for i, value in zip(indices, values)}
+    targets, correction = [values], None
+    if weights.rounding == "compensated":
+        targets.append([weights.corrections[i].value for i in indices])
+        correction = _join(targets[1], targets[1][0])
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    x = in_float32(x, correction)
+    x = x - x * decay * learning_rate - update
+    step = ops.cast(optimizer.iterations + 1, "int32")
+    results = weights.rounded(x, dtype, sizes, step)
+    for tensors, result in zip(targets, results):
+        for tensor, part in _split(result, tensors):
+            tensor.copy_(part)
 
 
 # In methods of PyTorch's tensors: a call of `keras.ops` for each of hundreds

@@ -8,8 +8,13 @@ from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi.tensors import framework_of
 from keras_efficient.ops import dispatch
 from keras_efficient.ops.adam_step import adam_step
+from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.batched_step import batched_step
 from keras_efficient.optimizers.batched_step import step_each
+from keras_efficient.optimizers.float32_weights import Float32Weights
+from keras_efficient.optimizers.float32_weights import float32_gradients
+from keras_efficient.optimizers.names import automatic_name
+from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
 
@@ -22,6 +27,10 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     kernels may do so, `HAS_KERNEL` and `_kernel_arguments`). Other tensors keep
     Adam's moments in float32, unless it overrides `_add_plain_state` and
     `_step_plain`.
+
+    Of variables with 16 bits all is computed in float32: unscaling, clipping,
+    accumulation, decay, the step and the average. Only what comes of it is
+    rounded, once, as `weight_rounding` says.
     """
 
     # Whether plain states of many tensors make one: entries that do not know
@@ -29,9 +38,14 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     STEPS_BY_ENTRY = True
     HAS_KERNEL = False
 
-    def __init__(self, learning_rate, min_size, **kwargs):
-        super().__init__(learning_rate=learning_rate, **kwargs)
+    def __init__(
+        self, learning_rate, min_size, weight_rounding, name=None, **kwargs
+    ):
+        name = automatic_name(type(self)) if name is None else name
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.min_size = min_size
+        self.weight_rounding = weight_rounding
+        self._weights = Float32Weights(weight_rounding)
 
     def _check_decays(self, *names):
         for name in names:
@@ -59,6 +73,14 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
+        for variable in variables:
+            dtype = keras.backend.standardize_dtype(variable.dtype)
+            if dtype.startswith("complex"):
+                raise TypeError(
+                    f"`{type(self).__name__}` trains real variables. Received: "
+                    f"'{path_of(variable)}' of dtype {dtype}. Train its real "
+                    "and imaginary parts as two variables."
+                )
         super().build(variables)
         # For each variable, whether it is compressed, and its state.
         self._is_compressed = [self._is_compressible(v) for v in variables]
@@ -68,6 +90,20 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             else self._add_plain_state(variable)
             for variable, is_compressed in zip(variables, self._is_compressed)
         ]
+        self._weights.build(self, variables)
+
+    def add_variable_from_reference(
+        self, reference_variable, name=None, initializer="zeros"
+    ):
+        """As in the base class, but never of 16 bits."""
+        if not is_16_bit(reference_variable):
+            return super().add_variable_from_reference(
+                reference_variable, name, initializer
+            )
+        shape = reference_variable.shape
+        return self._add(
+            reference_variable, name or "var", shape, initializer=initializer
+        )
 
     def _is_compressible(self, variable):
         return math.prod(variable.shape) >= max(1, self.min_size)
@@ -91,11 +127,17 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         layout=None,
         initializer="zeros",
     ):
-        name = f"{variable.path.replace('/', '_')}_{name}"
+        path = path_of(variable).replace("/", "_").replace(":", "_")
+        name = f"{path}_{name}"
         layout = layout or state_layout(variable, shape)
         return self.add_variable(
             shape, initializer, dtype, layout=layout, name=name
         )
+
+    def apply(self, grads, trainable_variables=None):
+        """As in Keras; gradients that are sparse become dense."""
+        grads = [x if x is None else _dense(x) for x in grads]
+        super().apply(float32_gradients(self, grads), trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
@@ -105,16 +147,14 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         gradient = ops.reshape(gradient, variable.shape)
         is_compressed = self._is_compressed[index]
         if is_compressed and self.HAS_KERNEL:
-            row = dispatch.Row(
-                parameter=ops.convert_to_tensor(variable),
-                state=tuple(state),
-                gradient=gradient,
-                seed=index,
-            )
+            row = self._row(index, variable, state, gradient)
             arguments = self._kernel_arguments(learning_rate)
             (results,) = dispatch.do_steps([row], arguments)
             if results is not None:
-                for target, result in zip([variable, *slots], results):
+                correction = self._weights.corrections[index]
+                corrections = [] if correction is None else [correction]
+                targets = variable, *corrections, *slots
+                for target, result in zip(targets, results, strict=True):
                     self.assign(target, result)
                 return
         step = self._step_compressed if is_compressed else self._step_plain
@@ -122,6 +162,20 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         for slot, result in zip(slots, state):
             self.assign(slot, result)
         self._move(variable, update, learning_rate)
+
+    def _row(self, index, variable, state, gradient):
+        """Return what `dispatch.do_steps` takes of a variable."""
+        correction = self._weights.corrections[index]
+        if correction is not None:
+            correction = ops.convert_to_tensor(correction)
+        return dispatch.Row(
+            parameter=ops.convert_to_tensor(variable),
+            state=tuple(state),
+            gradient=gradient,
+            seed=index,
+            correction=correction,
+            decay=self._decay_of(variable) if is_16_bit(variable) else 0.0,
+        )
 
     def _kernel_arguments(self, learning_rate):
         """Return the record that `dispatch.do_steps` takes."""
@@ -149,8 +203,37 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         }
 
     def _move(self, variable, update, learning_rate):
-        update = ops.cast(learning_rate, "float32") * update
-        self.assign_sub(variable, ops.cast(update, variable.dtype))
+        learning_rate = ops.cast(learning_rate, "float32")
+        update = learning_rate * update
+        if not is_16_bit(variable):
+            self.assign_sub(variable, ops.cast(update, variable.dtype))
+            return
+        index = self._get_variable_index(variable)
+        x = self._weights.read(index, variable)
+        x = x - x * self._decay_of(variable) * learning_rate - update
+        step = ops.cast(self.iterations + 1, "int32")
+        self._weights.write(self, index, variable, x, step)
+
+    def _decay_of(self, variable):
+        """Return the weight decay of a variable, 0 for none."""
+        is_decayed = self.weight_decay and self._use_weight_decay(variable)
+        return self.weight_decay if is_decayed else 0.0
+
+    def _apply_weight_decay(self, variables):
+        # Variables of 16 bits decay in the step.
+        variables = [v for v in variables if not is_16_bit(v)]
+        if variables:
+            super()._apply_weight_decay(variables)
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        super()._update_model_variables_moving_average(
+            self._weights.read(i, variable) if is_16_bit(variable) else variable
+            for i, variable in enumerate(trainable_variables)
+        )
+
+    def get_config(self):
+        config = {"weight_rounding": self.weight_rounding}
+        return {**super().get_config(), **config}
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Update all variables: on PyTorch many at a time.
@@ -158,7 +241,11 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         TensorFlow copies what a kernel of a graph overwrites, but not within
         an XLA program.
         """
-        values = [variable.value for variable in trainable_variables]
+        # A native variable of TensorFlow has a method of that name.
+        values = [
+            variable if callable(variable.value) else variable.value
+            for variable in trainable_variables
+        ]
         if framework_of(values) == "torch":
             batched_step(self, grads, trainable_variables, learning_rate)
             return
@@ -173,3 +260,12 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             backend.run_compiled(step_all, (grads, learning_rate), self, key)
         else:
             step_all(grads, learning_rate)
+
+
+def _dense(gradient):
+    """Return a dense tensor; TensorFlow's slices stay until `update_step`."""
+    if backend.is_dense(gradient):
+        return gradient
+    gradient = ops.convert_to_tensor(gradient, sparse=False)
+    # PyTorch has its own.
+    return getattr(gradient, "to_dense", lambda: gradient)()

@@ -66,6 +66,10 @@ class LDAdam(CompressedOptimizer):
             bounds of the quantized error feedback. Defaults to `64`.
         rounding: `"stochastic"` or `"nearest"`, how the error feedback is
             rounded to four bits. Defaults to `"stochastic"`.
+        weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
+            variables of 16 bits are rounded after a step; others are not. See
+            `keras_efficient.optimizers.SixteenBit`. Defaults to
+            `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep plain Adam. Defaults to
             `4096`.
         exclude_layers: List of strings. Tensors whose path contains one of
@@ -73,7 +77,7 @@ class LDAdam(CompressedOptimizer):
             `None`.
         exclude_embeddings: Boolean, whether embeddings keep plain Adam.
             Defaults to `True`.
-        name: String. Defaults to `"ld_adam"`.
+        name: String. Defaults to `None`: `"ld_adam"`, `"ld_adam_1"` and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -106,13 +110,16 @@ class LDAdam(CompressedOptimizer):
         error_feedback="quantized",
         bucket_size=64,
         rounding="stochastic",
+        weight_rounding="compensated",
         min_size=4096,
         exclude_layers=None,
         exclude_embeddings=True,
-        name="ld_adam",
+        name=None,
         **kwargs,
     ):
-        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        super().__init__(
+            learning_rate, min_size, weight_rounding, name=name, **kwargs
+        )
         self.rank = rank
         self.beta_1 = beta_1
         self.beta_2 = beta_2

@@ -23,9 +23,14 @@ class Lion8bit(Optimizer8bit):
         beta_1: Float in [0, 1). Weight of the momentum in the update.
             Defaults to `0.9`.
         beta_2: Float in [0, 1). Decay of the momentum. Defaults to `0.99`.
+        weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
+            variables of 16 bits are rounded after a step; others are not. See
+            `keras_efficient.optimizers.SixteenBit`. Defaults to
+            `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep plain Lion in float32.
             Defaults to `4096`.
-        name: String. Defaults to `"lion_8bit"`.
+        name: String. Defaults to `None`: `"lion_8bit"`, `"lion_8bit_1"`,
+            and so on.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -51,11 +56,14 @@ class Lion8bit(Optimizer8bit):
         learning_rate=0.001,
         beta_1=0.9,
         beta_2=0.99,
+        weight_rounding="compensated",
         min_size=4096,
-        name="lion_8bit",
+        name=None,
         **kwargs,
     ):
-        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        super().__init__(
+            learning_rate, min_size, weight_rounding, name=name, **kwargs
+        )
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self._check_decays("beta_1", "beta_2")

@@ -61,6 +61,10 @@ class MicroAdam(CompressedOptimizer):
             Indices take one byte up to 256 and two beyond. Defaults to `256`.
         bucket_size: Even integer, the number of entries that share the
             bounds of the error feedback. Defaults to `64`.
+        weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
+            variables of 16 bits are rounded after a step; others are not. See
+            `keras_efficient.optimizers.SixteenBit`. Defaults to
+            `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep plain Adam. Defaults to
             `4096`.
         alpha: Float in [0, 1], the part of the error feedback that moves the
@@ -72,7 +76,8 @@ class MicroAdam(CompressedOptimizer):
             window, or `"full"`, Adam's. Defaults to `"window"`.
         value_dtype: `"bfloat16"` or `"float32"`, of the entries in the
             window. Defaults to `"bfloat16"`.
-        name: String. Defaults to `"micro_adam"`.
+        name: String. Defaults to `None`: `"micro_adam"`, `"micro_adam_1"`,
+            and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -106,15 +111,18 @@ class MicroAdam(CompressedOptimizer):
         density=0.01,
         block_size=256,
         bucket_size=64,
+        weight_rounding="compensated",
         min_size=4096,
         alpha=0.4,
         rounding="stochastic",
         bias_correction="window",
         value_dtype="bfloat16",
-        name="micro_adam",
+        name=None,
         **kwargs,
     ):
-        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        super().__init__(
+            learning_rate, min_size, weight_rounding, name=name, **kwargs
+        )
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -204,6 +212,7 @@ class MicroAdam(CompressedOptimizer):
             alpha=self.alpha,
             rounding=self.rounding,
             bias_correction=self.bias_correction,
+            weight_rounding=self.weight_rounding,
             **self._sizes(),
         )
 

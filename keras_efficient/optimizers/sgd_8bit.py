@@ -27,9 +27,14 @@ class SGD8bit(Optimizer8bit):
         momentum: Float in (0, 1). Defaults to `0.9`.
         nesterov: Boolean, whether the step looks ahead along the momentum.
             Defaults to `False`.
+        weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
+            variables of 16 bits are rounded after a step; others are not. See
+            `keras_efficient.optimizers.SixteenBit`. Defaults to
+            `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep their momentum in float32.
             Defaults to `4096`.
-        name: String. Defaults to `"sgd_8bit"`.
+        name: String. Defaults to `None`: `"sgd_8bit"`, `"sgd_8bit_1"`,
+            and so on.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -55,11 +60,14 @@ class SGD8bit(Optimizer8bit):
         learning_rate=0.01,
         momentum=0.9,
         nesterov=False,
+        weight_rounding="compensated",
         min_size=4096,
-        name="sgd_8bit",
+        name=None,
         **kwargs,
     ):
-        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        super().__init__(
+            learning_rate, min_size, weight_rounding, name=name, **kwargs
+        )
         self.momentum = momentum
         self.nesterov = nesterov
         if not 0 < momentum < 1:

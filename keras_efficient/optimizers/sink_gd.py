@@ -56,6 +56,10 @@ class SinkGD(CompressedOptimizer):
             to `0.999`.
         epsilon: Positive float, added to the root of the second moment of
             Adam. Defaults to `1e-7`.
+        weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
+            variables of 16 bits are rounded after a step; others are not. See
+            `keras_efficient.optimizers.SixteenBit`. Defaults to
+            `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors get Adam. Defaults to `4096`.
         rest: `"adam8bit"` or `"adam"`, what tensors of at least 4096 elements
             get that are not normalized. Defaults to `"adam8bit"`.
@@ -63,7 +67,7 @@ class SinkGD(CompressedOptimizer):
             them get Adam, `["output"]` for instance. Defaults to `None`.
         exclude_embeddings: Boolean, whether embeddings get Adam. Defaults to
             `True`.
-        name: String. Defaults to `"sink_gd"`.
+        name: String. Defaults to `None`: `"sink_gd"`, `"sink_gd_1"` and so on.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -96,14 +100,17 @@ class SinkGD(CompressedOptimizer):
         beta_1=0.9,
         beta_2=0.999,
         epsilon=1e-7,
+        weight_rounding="compensated",
         min_size=4096,
         rest="adam8bit",
         exclude_layers=None,
         exclude_embeddings=True,
-        name="sink_gd",
+        name=None,
         **kwargs,
     ):
-        super().__init__(learning_rate, min_size, name=name, **kwargs)
+        super().__init__(
+            learning_rate, min_size, weight_rounding, name=name, **kwargs
+        )
         self.alpha = alpha
         self.sinkhorn_iterations = sinkhorn_iterations
         self.beta_1 = beta_1

@@ -1,6 +1,9 @@
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
 )
+from keras_efficient.utils.convert_optimizer_state import (
+    convert_optimizer_state as convert_optimizer_state,
+)
 from keras_efficient.utils.memory_report import memory_report as memory_report
 from keras_efficient.utils.memory_usage import LayerMemory as LayerMemory
 from keras_efficient.utils.memory_usage import MemoryReport as MemoryReport

@@ -3,9 +3,9 @@ import contextlib
 import keras
 
 from keras_efficient import backend
+from keras_efficient.conversion.step_bytes import as_function
+from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.layers import ReversibleLayer
-from keras_efficient.utils.saved_activation_bytes import as_function
-from keras_efficient.utils.sizes import bytes_of
 
 
 def rows_of(model):

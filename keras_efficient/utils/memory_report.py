@@ -3,22 +3,22 @@ import sys
 
 import keras
 import numpy as np
-from keras import ops
 from rich.console import Console
 
 from keras_efficient import optimizers
+from keras_efficient.conversion.arguments import as_batch
+from keras_efficient.conversion.arguments import batch_size
+from keras_efficient.conversion.step_bytes import Fixed
+from keras_efficient.conversion.step_bytes import bytes_of
+from keras_efficient.conversion.step_bytes import state_bytes
+from keras_efficient.conversion.step_bytes import update_bytes
 from keras_efficient.utils.layer_memory import activations_of
 from keras_efficient.utils.layer_memory import plain_runs
 from keras_efficient.utils.layer_memory import rows_of
 from keras_efficient.utils.memory_usage import LayerMemory
 from keras_efficient.utils.memory_usage import MemoryReport
-from keras_efficient.utils.sizes import bytes_of
-from keras_efficient.utils.step_memory import Fixed
 from keras_efficient.utils.step_memory import Line
-from keras_efficient.utils.step_memory import batch_size
 from keras_efficient.utils.step_memory import measure_line
-from keras_efficient.utils.step_memory import state_bytes
-from keras_efficient.utils.step_memory import update_bytes
 from keras_efficient.utils.step_memory import usage
 
 OPTIMIZERS = ("Adam8bit", "MicroAdam", "SinkGD")
@@ -89,7 +89,7 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
             "are not known. Call it on a batch once, or start it with a "
             "`keras.Input`."
         )
-    inputs = _batch(model, inputs)
+    inputs = as_batch(model, inputs)
     optimizer = optimizer or getattr(model, "optimizer", None)
     rows = rows_of(model)
     activations, sizes = activations_of(model, rows, inputs)
@@ -133,24 +133,6 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
     if verbose:
         Console().print(report)
     return report
-
-
-def _batch(model, inputs):
-    if not isinstance(inputs, int):
-        return keras.tree.map_structure(ops.convert_to_tensor, inputs)
-    try:
-        specs = model.input
-    except AttributeError:  # a Sequential, or a model with its own `call`
-        specs = next(iter(getattr(model, "inputs", None) or []), None)
-    shapes = [x.shape[1:] for x in keras.tree.flatten(specs) if x is not None]
-    if not shapes or any(None in shape for shape in shapes):
-        raise ValueError(
-            f"The inputs of the model '{model.name}' have no fixed shape "
-            f"beyond the batch. Pass a batch instead of inputs={inputs}."
-        )
-    return keras.tree.map_structure(
-        lambda x: ops.zeros((inputs, *x.shape[1:]), x.dtype), specs
-    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-from keras_efficient.utils.sizes import bytes_of
+from keras_efficient.conversion.step_bytes import bytes_of
 
 
 def optimizer_state_bytes(optimizer):

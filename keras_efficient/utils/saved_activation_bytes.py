@@ -1,9 +1,7 @@
-import contextlib
-
 import keras
 
 from keras_efficient import backend
-from keras_efficient.autodiff.record import values
+from keras_efficient.conversion.step_bytes import as_function
 
 
 def saved_activation_bytes(model, inputs):
@@ -42,28 +40,3 @@ def saved_activation_bytes(model, inputs):
     """
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
     return backend.saved_bytes(*as_function(model), inputs)
-
-
-def as_function(model, context=contextlib.nullcontext):
-    """Return a function of parameters and inputs, and the parameters.
-
-    Args:
-        model: Keras model or layer.
-        context: Function that returns a context to call the model in.
-
-    Returns:
-        The function, which trains nothing and returns all that a loss may
-        depend on; and the list of tensors that is its first argument.
-    """
-    state = values(model.non_trainable_variables)
-    variables = model.trainable_variables + model.non_trainable_variables
-
-    def fn(params, inputs):
-        scope = keras.StatelessScope(
-            zip(variables, [*params, *state]), collect_losses=True
-        )
-        with scope, context():
-            outputs = model(inputs, training=True)
-        return outputs, scope.losses
-
-    return fn, values(model.trainable_variables)

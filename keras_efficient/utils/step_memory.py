@@ -8,20 +8,11 @@ import numpy as np
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.conversion.arguments import batch_size
+from keras_efficient.conversion.step_bytes import as_function
+from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils.memory_usage import GIB
 from keras_efficient.utils.memory_usage import MemoryUsage
-from keras_efficient.utils.optimizer_state_bytes import optimizer_state_bytes
-from keras_efficient.utils.saved_activation_bytes import as_function
-from keras_efficient.utils.sizes import bytes_of
-
-
-class Fixed(NamedTuple):
-    """Bytes that do not depend on the batch."""
-
-    parameters: int
-    gradients: int
-    optimizer_state: int
-    update: int  # gradients and temporaries of the update
 
 
 class Line(NamedTuple):
@@ -44,10 +35,6 @@ def measure_line(model, inputs):
     ]
     slope = (peaks[0] - peaks[1]) / (sizes[0] - sizes[1])
     return Line(peaks[0] - slope * sizes[0], slope)
-
-
-def batch_size(inputs):
-    return int(keras.tree.flatten(inputs)[0].shape[0])
 
 
 def of_size(inputs, size):
@@ -78,41 +65,3 @@ def usage(fixed, activations, line, inputs, budget):
     return MemoryUsage(
         *fixed[:3], batch, activations, peak - parts, peak, largest
     )
-
-
-def state_bytes(optimizer, variables):
-    """Return the bytes that an optimizer keeps for each variable."""
-    sizes = []
-    for variable in variables:
-        # One variable after another: no more than the state of one is there.
-        fresh = _fresh(optimizer)
-        before = optimizer_state_bytes(fresh)
-        fresh.build([variable])
-        sizes.append(optimizer_state_bytes(fresh) - before)
-    return sizes
-
-
-def update_bytes(optimizer, variables):
-    """Measure gradients and temporaries of an update.
-
-    Returns:
-        Integer; 0 where the update is within the program of the step.
-    """
-
-    def prepare():
-        zeros = [ops.zeros(v.shape, v.dtype) for v in variables]
-        copies = [
-            keras.Variable(zero, name=v.name)
-            for zero, v in zip(zeros, variables)
-        ]
-        fresh = _fresh(optimizer)
-        fresh.build(copies)
-        values = [v.value for v in (*copies, *fresh.variables)]
-        return lambda: fresh.apply(zeros, copies), (zeros, values)
-
-    temporary = backend.update_bytes(prepare)
-    return 0 if temporary is None else bytes_of(variables) + temporary
-
-
-def _fresh(optimizer):
-    return type(optimizer).from_config(optimizer.get_config())

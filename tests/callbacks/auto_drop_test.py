@@ -22,6 +22,7 @@ def follow(points, learning_rate=0.1, dtype=None, mode="epoch", **arguments):
     for epoch, point in enumerate(points):
         dense.kernel.assign(point[:, None])
         logs = {}
+        model.optimizer.iterations.assign_add(1)
         callback.on_epoch_end(epoch, logs)
         history.append(logs)
     return callback, {key: [logs[key] for logs in history] for key in logs}
@@ -249,6 +250,7 @@ def test_second_fit_resets_the_threshold():
     callback.on_train_begin()
     kernel = callback.model.trainable_variables[0]
     for epoch, point in enumerate(walk([90, 90.1, 90, 90.1])):
+        callback.model.optimizer.iterations.assign_add(1)
         kernel.assign(point[:, None])
         callback.on_epoch_end(epoch, {})
     assert callback.drops == []
@@ -346,6 +348,7 @@ def test_change_of_the_trainable_variables_clears_the_history():
     angles = []
     for epoch, point in enumerate(walk([90] * 5)):
         frozen.trainable = epoch >= 3
+        callback.model.optimizer.iterations.assign_add(1)
         trained.kernel.assign(point[:, None])
         logs = {}
         callback.on_epoch_end(epoch, logs)

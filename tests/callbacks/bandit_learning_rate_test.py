@@ -76,7 +76,10 @@ def test_arm_is_held_and_losses_are_differences():
     rewards = []
     earn = bandit._earn
     bandit._earn = lambda reward: (rewards.append(reward), earn(reward))
-    fit(make_model(), bandit, losses, epochs=5)
+    model = make_model()
+    # Each of the first pulls lowers the loss; else it would be taken back.
+    model.set_weights([np.array([[-2.0], [2.0], [-1.0]]), np.zeros(1)])
+    fit(model, bandit, losses, epochs=5)
     rates = np.reshape(losses.rates, (-1, 5))
     assert (rates == rates[:, :1]).all()
     assert {0.001, 0.002} == set(np.round(rates[:, 0], 6))

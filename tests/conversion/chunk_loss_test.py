@@ -181,7 +181,9 @@ def trained(model, labels=LABELS, weights=WEIGHTS, **options):
     """Train on batches of 4, 4 and 2; return all that is to be compared."""
     keras.utils.set_random_seed(1)
     history = model.fit(
-        *(inputs_of(model), labels, 4),
+        inputs_of(model),
+        labels,
+        4,
         sample_weight=weights,
         shuffle=False,
         verbose=0,
@@ -258,7 +260,8 @@ def test_modes_and_what_fit_takes_besides(mode, chunks):
         compiled(model, mode, adam)
         results.append(
             trained(
-                *(model, LABELS[..., None]),
+                model,
+                LABELS[..., None],
                 validation_data=(TOKENS, LABELS, WEIGHTS),
             )
         )
@@ -301,7 +304,9 @@ def test_class_weights_and_a_batch_of_classes(chunks):
         sgd = keras.optimizers.SGD(0.01)
         compiled(model, optimizer=sgd, loss=loss(reduction="sum"))
         model.fit(
-            *(TOKENS / VOCABULARY, LABELS[:, 0] % 9, 4),
+            TOKENS / VOCABULARY,
+            LABELS[:, 0] % 9,
+            4,
             class_weight={i: i + 1.0 for i in range(9)},
             shuffle=False,
             verbose=0,

@@ -81,7 +81,9 @@ def trained(model, n, mode=LAST, weights=WEIGHTS, **options):
     }
     model.compile(**fit_mode(mode), **options)
     history = model.fit(
-        *(TOKENS, LABELS, 10),
+        TOKENS,
+        LABELS,
+        10,
         sample_weight=weights,
         epochs=2,
         shuffle=False,
@@ -182,7 +184,9 @@ def test_names_of_losses_and_subclasses(parts):
         model = micro_batches(Masked(), n)
         model.compile(keras.optimizers.SGD(0.1), "mse")
         logs = model.fit(
-            *(TOKENS, LABELS[..., None] / 7, 10),
+            TOKENS,
+            LABELS[..., None] / 7,
+            10,
             shuffle=False,
             verbose=0,
         )

@@ -13,6 +13,8 @@ from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
 from keras_efficient.ops.dispatch import Row
 from keras_efficient.ops.dispatch import do_steps
 from keras_efficient.ops.quantize_8bit import scale_shape
+from keras_efficient.ops.weight_rounding import is_16_bit
+from keras_efficient.ops.weight_rounding import round_weight
 from keras_efficient.optimizers import Adam8bit
 
 numba = pytest.importorskip("numba")
@@ -54,8 +56,10 @@ def portable(parameter, gradient, state, step):
     update, state = adam_8bit_step(
         gradient, Adam8bitState(*state), step, seed=SEED, **OPTIONS
     )
-    update = ops.cast(ops.cast(RATE, "float32") * update, parameter.dtype)
-    return parameter - update, *state
+    moved = ops.cast(parameter, "float32") - RATE * update
+    if is_16_bit(parameter):
+        moved = round_weight(moved, "bfloat16")
+    return moved, *state
 
 
 def fused(parameter, gradient, state, step):

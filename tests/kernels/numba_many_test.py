@@ -44,21 +44,29 @@ class Adam8bit:
         )
 
     @staticmethod
-    def many(parameters, gradients, states, step, seeds):
-        arguments = Adam8bitArguments(learning_rate=RATE, step=step)
-        rows = list(map(Row, parameters, states, gradients, seeds))
-        return do_steps(rows, arguments)
+    def many(*columns, step=1, **options):
+        options = {"learning_rate": RATE, "step": step, **options}
+        return do_steps(list(map(Row, *columns)), Adam8bitArguments(**options))
 
     @staticmethod
-    def one(parameter, gradient, state, step, seed):
+    def one(row, step, is_random):
         from keras_efficient.kernels.cpu.adam_8bit import adam_8bit
 
-        shape = tuple(parameter.shape)
+        shape = tuple(row.parameter.shape)
         rows = math.prod(shape[:-1]) if is_along_last(shape) else 1
         options = np.array([*BETAS, 1e-7], "float32")
         adam_8bit(
-            *(x.reshape(rows, -1) for x in (parameter, *state, gradient)),
-            *(RATE, *adam_biases(step, 0.9, 0.999), step, options, seed, False),
+            row.parameter.reshape(rows, -1),
+            correction_of(row, rows),
+            *(x.reshape(rows, -1) for x in (*row.state, row.gradient)),
+            RATE,
+            *adam_biases(step, 0.9, 0.999),
+            step,
+            options,
+            row.seed,
+            np.float32(row.decay),
+            is_random,
+            False,
         )
 
 
@@ -81,7 +89,7 @@ class MicroAdam:
         )
 
     @staticmethod
-    def many(parameters, gradients, states, step, seeds):
+    def many(*columns, step=1, **options):
         arguments = MicroAdamArguments(
             learning_rate=RATE,
             step=step,
@@ -89,28 +97,31 @@ class MicroAdam:
             k=K,
             block_size=BLOCK,
             bucket_size=BUCKET,
+            **options,
         )
-        rows = list(map(Row, parameters, states, gradients, seeds))
-        return do_steps(rows, arguments)
+        return do_steps(list(map(Row, *columns)), arguments)
 
     @staticmethod
-    def one(parameter, gradient, state, step, seed):
+    def one(row, step, is_random):
         from keras_efficient.kernels.cpu.micro_adam import micro_adam
 
         options = np.array([*BETAS, 1e-7, 0.4, 1 - 0.4], "float32")
         micro_adam(
-            *(parameter.reshape(1, -1), *state, gradient.reshape(1, -1)),
-            *(
-                RATE,
-                *adam_biases(step, 0.9, 0.999),
-                step,
-                options,
-                BLOCK,
-                seed,
-                True,
-                True,
-                False,
-            ),
+            row.parameter.reshape(1, -1),
+            correction_of(row, 1),
+            *row.state,
+            row.gradient.reshape(1, -1),
+            RATE,
+            *adam_biases(step, 0.9, 0.999),
+            step,
+            options,
+            BLOCK,
+            row.seed,
+            np.float32(row.decay),
+            is_random,
+            True,
+            True,
+            False,
         )
 
 
@@ -149,6 +160,13 @@ def make_gradients(parameters):
     ]
 
 
+def correction_of(row, rows):
+    """As a matrix, without columns if there is none."""
+    if row.correction is None:
+        return torch.zeros((rows, 0), dtype=torch.int8)
+    return row.correction.reshape(rows, -1)
+
+
 def copy(parameters, states):
     return [
         [x.clone() for x in (parameter, *state)]
@@ -157,24 +175,46 @@ def copy(parameters, states):
 
 
 @each
-def test_same_bits_as_one_after_another(kernel, threads):
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "compensated"])
+def test_same_bits_as_one_after_another(kernel, rounding, threads):
     parameters, states = make(kernel, (torch.float32, torch.bfloat16))
-    expected = copy(parameters, states)
-    rows = list(zip(parameters, make_gradients(parameters), states))
-    assert not all(gradient.is_contiguous() for _, gradient, _ in rows)
+    rows = [
+        Row(x, state, gradient, 3 * i, decay=0.1 * (i % 4))
+        for i, (x, state, gradient) in enumerate(
+            zip(parameters, states, make_gradients(parameters))
+        )
+    ]
+    if rounding == "compensated":
+        for i in range(1, len(rows), 2):
+            correction = torch.randint(-128, 128, rows[i].parameter.shape)
+            rows[i] = rows[i]._replace(correction=correction.to(torch.int8))
+    expected = [copied(row) for row in rows]
+    assert not all(row.gradient.is_contiguous() for row in rows)
     for step in (1, 2, 5, 6):
         # Those that have no gradient now and then have other ages.
         used = range(step % 2, len(rows), 1 + step % 3)
-        seeds = [3 * i for i in used]
-        results = kernel.many(*zip(*(rows[i] for i in used)), step, seeds)
-        for i, seed, result in zip(used, seeds, results, strict=True):
-            kernel.one(expected[i][0], rows[i][1], expected[i][1:], step, seed)
-            given = rows[i][0], *rows[i][2]
+        results = kernel.many(
+            *zip(*(rows[i] for i in used)), step=step, weight_rounding=rounding
+        )
+        for i, result in zip(used, results, strict=True):
+            kernel.one(expected[i], step, rounding == "stochastic")
+            given = rows[i].tensors[:-1]
             assert all(x is y for x, y in zip(result, given, strict=True))
-        for (x, _, state), row in zip(rows, expected, strict=True):
-            for y, z in zip((x, *state), row, strict=True):
-                assert y.dtype == z.dtype and torch.equal(y, z)
-    assert all(x.any() for row in expected[1:4] for x in row[1:])
+        for row, other in zip(rows, expected, strict=True):
+            for x, y in zip(row.tensors, other.tensors, strict=True):
+                assert x.dtype == y.dtype and torch.equal(x, y)
+    assert all(x.any() for row in expected[1:4] for x in row.tensors)
+
+
+def copied(row):
+    """Without the strides of the gradient."""
+    state = [x.clone() for x in row.state]
+    correction = row.correction
+    return row._replace(
+        parameter=row.parameter.clone(),
+        state=type(row.state)(*state),
+        correction=None if correction is None else correction.clone(),
+    )
 
 
 @each
@@ -194,7 +234,7 @@ def test_one_call_for_all_of_the_same_dtypes(kernel, monkeypatch):
         monkeypatch.setattr(module, name, spy)
     parameters, states = make(kernel, (torch.float32, torch.bfloat16))
     gradients = make_gradients(parameters)
-    kernel.many(parameters, gradients, states, 1, range(len(parameters)))
+    kernel.many(parameters, states, gradients, range(len(parameters)))
     assert len(calls) == 2
 
 
@@ -205,7 +245,7 @@ def test_versions_are_those_after_an_operation(kernel):
     versions = [x._version for x in gradients]
     rows = [(x, *state) for x, state in zip(parameters, states)]
     before = [[x._version for x in row] for row in rows]
-    kernel.many(parameters, gradients, states, 1, range(len(rows)))
+    kernel.many(parameters, states, gradients, range(len(rows)))
     after = [[x._version for x in row] for row in rows]
     assert after == [[x + 1 for x in row] for row in before]
     assert versions == [x._version for x in gradients]
@@ -232,7 +272,7 @@ def test_a_wrong_tensor_changes_nothing(kernel):
             states[1], gradients[1] = type(states[1])(*row[1:-1]), row[-1]
             before = copy(parameters[:1], states[:1])
             with pytest.raises(error, match=message):
-                kernel.many(parameters, gradients, states, 1, [0, 1])
+                kernel.many(parameters, states, gradients, [0, 1])
             (after,) = copy(parameters[:1], states[:1])
             assert all(map(torch.equal, before[0], after))
 
@@ -245,7 +285,7 @@ def test_what_is_left_to_the_portable_form(kernel):
     parameters[2] = parameters[2].to(torch.float16)
     gradients[3] = gradients[3].to(torch.float64)
     before = copy(parameters, states)
-    results = kernel.many(parameters, gradients, states, 1, range(5))
+    results = kernel.many(parameters, states, gradients, range(5))
     served = [result is not None for result in results]
     assert served == [True, False, False, False, True]
     for is_served, x, y in zip(served, before, copy(parameters, states)):
@@ -254,4 +294,4 @@ def test_what_is_left_to_the_portable_form(kernel):
 
 @each
 def test_no_tensors(kernel):
-    assert kernel.many([], [], [], 1, []) == []
+    assert kernel.many([], [], [], []) == []

@@ -208,15 +208,27 @@ def test_threads_change_nothing():
     try:
         for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
             numba.set_num_threads(threads)
-            arrays = [normal(size), *to_numpy(zero_state(size, SMALL, FLOAT32))]
-            for i in (5, 6):
+            arrays = [normal(size), np.zeros(0, "int8")]
+            arrays += to_numpy(zero_state(size, SMALL, FLOAT32))
+            for i in (6, 7):
                 bounds = ops.convert_to_numpy(ops.zeros(1, BFLOAT16)).dtype
                 arrays[i] = arrays[i].astype(bounds)
             for step in (1, 2):
                 micro_adam(
-                    *(*arrays, normal(size, seed=step), 0.01, 0.1, 0.001),
-                    *(step, np.array(options, FLOAT32), 256, 0),
-                    *(True, True, False),
+                    *arrays,
+                    normal(size, seed=step),
+                    0.01,
+                    0.1,
+                    0.001,
+                    step,
+                    np.array(options, FLOAT32),
+                    256,
+                    0,
+                    np.float32(0),
+                    False,
+                    True,
+                    True,
+                    False,
                 )
             results.append(arrays)
     finally:

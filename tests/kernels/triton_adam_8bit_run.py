@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import warnings
 
 if __name__ == "__main__" and sys.argv[1] == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton_compile import compile_kernel
+from triton_weights import check_weights
 
 from keras_efficient import config
 from keras_efficient.kernels.gpu import adam_8bit as triton_adam_8bit
@@ -26,6 +28,7 @@ from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
 from keras_efficient.ops.dispatch import Row
 from keras_efficient.ops.dispatch import do_steps
 from keras_efficient.ops.quantize_8bit import scale_shape
+from keras_efficient.ops.weight_rounding import round_weight
 
 SHAPES = [
     *((1,), (33,), (257,), (0,), (4097,), (3, 3, 5, 7), (64, 48), (70, 60)),
@@ -83,7 +86,10 @@ def check(dtype, gradient_dtype, device):
             update, states[i] = adam_8bit_step(
                 gradient, Adam8bitState(*states[i]), step, seed=i
             )
-            parameters[i] = parameters[i] - (RATE * update).to(dtype)
+            moved = parameters[i].float() - RATE * update
+            if dtype == torch.bfloat16:
+                moved = round_weight(moved, "bfloat16")
+            parameters[i] = moved
             where = SHAPES[i], dtype, device, step
             for name, a, b in zip(Adam8bitState._fields, states[i], others[i]):
                 if math.prod(SHAPES[i]):
@@ -128,6 +134,22 @@ def check_odd_addresses(device):
         assert x.abs().sum() > 0 and torch.equal(x, y)
 
 
+def check_rounding_of_weights(device):
+    """Of a step whose roots are exact, and of decay alone."""
+    shape = (70, 60)
+    gradient = torch.linspace(-2, 2, 4200).reshape(shape).bfloat16().to(device)
+    state = zero_state(shape, device)
+
+    def arguments(**options):
+        return Adam8bitArguments(beta_1=0.0, beta_2=0.0, **options)
+
+    update = adam_8bit_step(
+        gradient, Adam8bitState(*state), 7, beta_1=0.0, beta_2=0.0
+    )
+    check_weights(state, gradient, arguments, update[0])
+    check_weights(state, torch.zeros_like(gradient), Adam8bitArguments)
+
+
 def compile_all():
     for dtype in (tl.float32, tl.bfloat16):
         for is_aligned in (True, False):
@@ -136,9 +158,10 @@ def compile_all():
                 {
                     "IS_ALIGNED": is_aligned,
                     "GROUPS": triton_adam_8bit.GROUPS,
-                    "COLUMNS": 11,
+                    "COLUMNS": 13,
                     "PARAMETER": dtype,
                     "GRADIENT": dtype,
+                    "ROUNDING": 2 if dtype == tl.bfloat16 else 0,
                     "ALIGNMENT": 16,
                 },
             )
@@ -146,6 +169,30 @@ def compile_all():
             assert "fma.rn.f32" not in text
             # Loads of several entries.
             assert is_aligned == bool(re.search(r"ld\.global\.v4", text))
+
+
+def check_a_launch_that_fails(device):
+    """What has stepped does not step again, and the rest is as it was."""
+    launch, launched = triton_adam_8bit._launch, []
+
+    def launch_once(*args):
+        if launched:
+            raise RuntimeError("out of resources")
+        launched.append(launch(*args))
+
+    triton_adam_8bit._launch = launch_once
+    shapes = [(64, 64), (70, 60)]
+    parameters = [torch.zeros(x, device=device) for x in shapes]
+    gradients = [torch.ones(x, device=device) for x in shapes]
+    states = [zero_state(x, device) for x in shapes]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, second = fused_steps(parameters, gradients, states, 1)
+    assert "out of resources" in str(caught[0].message)
+    assert first is not None and parameters[0].abs().min() > 0
+    assert second is None and not parameters[1].any()
+    assert not any(x.any() for x in states[1])
+    triton_adam_8bit._launch = launch
 
 
 if __name__ == "__main__":
@@ -159,3 +206,5 @@ if __name__ == "__main__":
         check(torch.bfloat16, torch.float32, device)
         check_launches(device)
         check_odd_addresses(device)
+        check_a_launch_that_fails(device)
+        check_rounding_of_weights(device)

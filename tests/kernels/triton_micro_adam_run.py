@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton_compile import compile_kernel
+from triton_weights import check_weights
 
 from keras_efficient import config
 from keras_efficient.kernels.gpu import micro_adam as triton_micro_adam
@@ -24,6 +25,7 @@ from keras_efficient.ops import micro_adam_step
 from keras_efficient.ops.dispatch import Row
 from keras_efficient.ops.dispatch import do_steps
 from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
+from keras_efficient.ops.weight_rounding import round_weight
 
 RATE = 0.01
 STOCHASTIC = ("stochastic", "window")
@@ -114,7 +116,10 @@ def check(case, dtype, device):
                 bias_correction=choices[1],
                 seed=i,
             )
-            parameters[i] = parameters[i] - (RATE * update).to(dtype)
+            weight = parameters[i].float() - RATE * update
+            if dtype == torch.bfloat16:
+                weight = round_weight(weight, "bfloat16")
+            parameters[i] = weight
             where = sizes[i], case, dtype, device, step
             for name, a, b in zip(MicroAdamState._fields, states[i], others[i]):
                 if name == "velocity":  # a sum, in another order
@@ -150,7 +155,9 @@ def check_launches(device):
             zero_state(size, 256, 64, 3, 3, torch.bfloat16, device)
             for size in sizes
         ],
-        *(1, 256, STOCHASTIC),
+        1,
+        256,
+        STOCHASTIC,
     )
     for name, kernel in zip(names, kernels):
         setattr(triton_micro_adam, name, kernel)
@@ -173,8 +180,12 @@ def check_skipped_steps(device):
         moved = [x.clone() for x in parameters[:count]]
         # The second one, which has skipped a step, comes first.
         fused(
-            *(moved[::-1], gradients[::-1], others[:count][::-1], step),
-            *(256, ("nearest", "window")),
+            moved[::-1],
+            gradients[::-1],
+            others[:count][::-1],
+            step,
+            256,
+            ("nearest", "window"),
         )
         for i, gradient in enumerate(gradients):
             update, states[i] = micro_adam_step(
@@ -196,6 +207,28 @@ def check_zeros(device):
     assert (x == 1).all() and not any(s.any() for s in state[3:])
 
 
+def check_a_launch_that_fails(device):
+    """The first of two has succeeded by then, and the state is as it was."""
+    state = zero_state(300, 256, 64, 4, 3, torch.bfloat16, device)
+    parameter = torch.zeros(300, device=device)
+    kernel = triton_micro_adam.micro_adam_kernel
+    triton_micro_adam.micro_adam_kernel = None
+    try:
+        gradient = torch.ones(300, device=device)
+        fused([parameter], [gradient], [state], 1, 256, NEAREST)
+        raise AssertionError("the launch did not fail")
+    except TypeError:
+        assert not any(x.any() for x in (parameter, *state))
+    triton_micro_adam.micro_adam_kernel = kernel
+
+
+def check_rounding_of_weights(device):
+    """Of decay, for entries of the window and for others."""
+    state = zero_state(1000, 256, 64, 10, 3, torch.bfloat16, device)
+    gradient = torch.zeros(1000, dtype=torch.bfloat16, device=device)
+    check_weights(state, gradient, MicroAdamArguments)
+
+
 def compile_all():
     for dtype in (tl.float32, tl.bfloat16):
         text = compile_kernel(
@@ -210,11 +243,12 @@ def compile_all():
                 "BLOCKS": triton_micro_adam.ENTRIES // 256,
                 "IS_STOCHASTIC": True,
                 "IS_WINDOW": True,
-                "COLUMNS": 14,
+                "COLUMNS": 16,
                 "PARAMETER": dtype,
                 "INDICES": tl.uint8,
                 "VALUES": tl.bfloat16,
                 "GRADIENT": dtype,
+                "ROUNDING": 2 if dtype == tl.bfloat16 else 0,
                 "ALIGNMENT": 16,
             },
         )
@@ -222,7 +256,7 @@ def compile_all():
         assert "fma.rn.f32" not in text
     compile_kernel(
         triton_window.window_kernel,
-        {"WINDOW": 10, "ROWS": 16, "IS_WINDOW": True, "COLUMNS": 14},
+        {"WINDOW": 10, "ROWS": 16, "IS_WINDOW": True, "COLUMNS": 16},
     )
 
 
@@ -238,3 +272,5 @@ if __name__ == "__main__":
         check_launches(device)
         check_skipped_steps(device)
         check_zeros(device)
+        check_a_launch_that_fails(device)
+        check_rounding_of_weights(device)

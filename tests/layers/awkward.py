@@ -1,6 +1,7 @@
 """Rows of layers that read, write, take or return more than tensors."""
 
 import collections
+import random
 
 import keras
 import numpy as np
@@ -126,6 +127,15 @@ def generator_around():
     return layer, generator.state
 
 
+def numbers(generator):
+    return ops.convert_to_tensor(generator.normal(size=4), "float32")
+
+
+def hidden_generator():
+    generator = np.random.default_rng(1)
+    return Own(lambda x: x * numbers(generator))
+
+
 def noisy():
     return keras.Sequential(
         [
@@ -212,6 +222,20 @@ AWKWARD = {
     "global generator": Row(
         lambda: Own(lambda x: x * keras.random.normal((4, 4))),
         only=("tensorflow", "torch"),
+    ),
+    # A program draws once, when it is traced.
+    "generators of Python and NumPy": Row(
+        lambda: Own(lambda x: x * numbers(np.random) + random.random()),
+        untrained=("fit",),
+    ),
+    "generator of its own": Row(
+        hidden_generator,
+        refused=dict.fromkeys(
+            ("tensorflow recompute", "torch recompute"),
+            "returned other numbers",
+        ),
+        untrained=("fit", "jax"),
+        in_run=None,
     ),
     "no argument `training`": Row(own.Silent),
     "training in its own hand": Row(own.Firm),

@@ -47,7 +47,13 @@ def test_mb_conv(rank, normalization, data_format):
         pytest.skip("TensorFlow has no such convolutions on CPU.")
     for strides, expansion, se_ratio in ((1, 3, 0.5), (2, 1, 0)):
         layer = MBConv(
-            *(5, 3, strides, expansion, se_ratio, 0.5, normalization),
+            5,
+            3,
+            strides,
+            expansion,
+            se_ratio,
+            0.5,
+            normalization,
             rank=rank,
             data_format=data_format,
         )

@@ -91,6 +91,21 @@ def tensorflow_rows():
 
         return Own(call), w
 
+    def written_in_function():
+        w = tf.Variable(normal(4, seed=2), trainable=False)
+
+        @tf.function
+        def call(x):
+            if tf.reduce_any(x < 0):
+                w.assign(tf.reduce_mean(x, axis=0))
+            return tf.tanh(x)
+
+        return Own(call), w
+
+    def generator():
+        draw = tf.random.Generator.from_seed(1)
+        return Own(lambda x: x * draw.normal((4, 4))), draw.state
+
     @tf.function
     def graph(x):
         return tf.tanh(x) ** 2
@@ -98,9 +113,30 @@ def tensorflow_rows():
     return {
         "TFSMLayer": Row(saved_layer),
         "tf.Variable": Row(variable),
-        "tf.Variable written": Row(written),
+        "tf.Variable written": Row(
+            written, refused=dict.fromkeys(MODES, "writes a variable")
+        ),
+        "tf.Variable written in a function": Row(
+            written_in_function,
+            refused=dict.fromkeys(MODES, "writes a variable"),
+        ),
         "tf.function": Row(lambda: Own(graph)),
-        "tf.random": Row(lambda: Own(lambda x: x * tf.random.normal((4, 4)))),
+        "tf.random": Row(
+            lambda: Own(lambda x: x * tf.random.normal((4, 4))),
+            refused=dict.fromkeys(MODES, "draws random numbers"),
+        ),
+        "tf.random.Generator": Row(
+            generator, refused=dict.fromkeys(MODES, "draws random numbers")
+        ),
+        "tf.random in a function": Row(
+            lambda: Own(tf.function(lambda x: tf.nn.dropout(x, 0.5))),
+            refused=dict.fromkeys(MODES, "draws random numbers"),
+        ),
+        "tf.random, stateless": Row(
+            lambda: Own(
+                lambda x: x * tf.random.stateless_normal((4, 4), (1, 2))
+            )
+        ),
     }
 
 

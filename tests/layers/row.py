@@ -47,7 +47,7 @@ class Row(NamedTuple):
         only: The backends that have such a layer.
         symbolic: Whether it can be built without values.
         untrained: Where Keras itself cannot train the plain layer: backends
-            (`"torch"`), or what they do (`"torch coupling"`, `"jax fit"`).
+            (`"torch"`), what is done (`"fit"`), or both (`"jax fit"`).
     """
 
     make: Callable
@@ -66,7 +66,7 @@ class Row(NamedTuple):
         return self.refused.get(f"{BACKEND} {mode}", self.refused.get(mode))
 
     def trains(self, *how):
-        places = {BACKEND, *(f"{BACKEND} {part}" for part in how)}
+        places = {BACKEND, *how, *(f"{BACKEND} {part}" for part in how)}
         return places.isdisjoint(self.untrained)
 
 

@@ -202,7 +202,10 @@ def test_metrics_see_each_chunk_once():
     w = ops.convert_to_tensor(weights)
     state = ops.zeros(()), ops.zeros(())
     _, state = weighted_loss(
-        *(hidden, (kernel, bias), ops.convert_to_tensor(labels), w),
+        hidden,
+        (kernel, bias),
+        ops.convert_to_tensor(labels),
+        w,
         Loss(chunk_size=8),
         Metrics(update, state, (w,)),
         gradients=(False, False),

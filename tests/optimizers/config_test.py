@@ -71,9 +71,18 @@ def test_round_trip(name):
 
 @each_optimizer
 def test_found_by_name(name):
-    optimizer = keras.optimizers.get(f"keras_efficient>{name}")
-    assert type(optimizer) is TABLE[name].cls
-    assert optimizer.get_config() == TABLE[name].cls().get_config()
+    cls = TABLE[name].cls
+    expected = {**cls().get_config(), "name": None}
+    snake_case = cls.__module__.rpartition(".")[2]
+    names = [name, name.lower(), snake_case, f"keras_efficient>{name}"]
+    for text in names:
+        optimizer = keras.optimizers.get(text)
+        assert type(optimizer) is cls
+        assert {**optimizer.get_config(), "name": None} == expected
+    (again,) = [
+        keras.optimizers.get({"class_name": name, "config": {"min_size": 7}})
+    ]
+    assert again.min_size == 7
 
 
 @each_optimizer

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.optimizers.table import BACKEND
 from tests.optimizers.table import TABLE
 from tests.optimizers.table import check_close
 from tests.optimizers.table import check_equal
@@ -13,7 +12,6 @@ from tests.optimizers.table import layout_of
 from tests.optimizers.table import make
 from tests.optimizers.table import make_gradients
 from tests.optimizers.table import make_variables
-from tests.optimizers.table import normal
 from tests.optimizers.table import plain_stepper
 from tests.optimizers.table import stepper
 from tests.optimizers.table import to_numpy
@@ -186,26 +184,3 @@ def test_tensor_without_gradient_keeps_its_state(name):
         )
     check_equal(kept, before)
     assert (to_numpy(variables[2:])[0] != bias[0]).any()
-
-
-@pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="only TensorFlow has sparse gradients"
-)
-@each_optimizer
-@pytest.mark.parametrize("variable", ["embeddings", "kernel"])
-def test_sparse_gradient_of_an_embedding(name, variable):
-    import tensorflow as tf
-
-    table = normal(64, 64)
-    sparse, dense = (keras.Variable(table, name=variable) for _ in range(2))
-    optimizers = [make(name), make(name)]
-    for step in range(3):
-        indices = np.array([1, 5, 1, 7])
-        values = np.round(4 * normal(4, 64, seed=step)) / 4
-        gradient = np.zeros_like(table)
-        np.add.at(gradient, indices, values)
-        slices = tf.IndexedSlices(values, indices, table.shape)
-        optimizers[0].apply([slices], [sparse])
-        optimizers[1].apply([tf.constant(gradient)], [dense])
-        check_equal([sparse], [dense])
-    assert (to_numpy([sparse])[0] != table).any()

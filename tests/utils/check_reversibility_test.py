@@ -60,7 +60,7 @@ def test_finds_the_block_whose_inverse_is_wrong():
     def dense():
         return layers.Dense(4, "tanh")
 
-    run = built(*[AdditiveCoupling(dense()), Wrong(dense()), Rotation(dense())])
+    run = built(AdditiveCoupling(dense()), Wrong(dense()), Rotation(dense()))
     found = check_reversibility(run, batch(16, 8))
     assert found.reconstruction[2] < 1e-5 < 1e-3 < found.reconstruction[1]
     assert found.gradient[2] < 1e-4 < 1e-3 < found.gradient[0]

@@ -107,6 +107,14 @@ def test_smaller_state_of_the_optimizer_is_a_lever():
     assert state["Adam8bit"] <= state["as it is"]
 
 
+def test_a_model_that_trains_nothing():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    model.trainable = False
+    usage = memory_report(model, 8, verbose=0).usage["as it is"]
+    assert usage.parameters == 40 and usage.gradients == 0
+    assert usage.peak >= 40 + usage.batch
+
+
 def test_leaves_the_model_unchanged():
     model = build(depth=2)
     x = batch(16, 64)

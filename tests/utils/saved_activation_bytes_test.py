@@ -98,3 +98,15 @@ def test_counts_what_losses_keep():
 
     # JAX shares a little of the room between the two.
     assert measured(entropy) >= measured(None) + 0.8 * 512 * 64 * 4
+
+
+def test_what_trains_in_a_frozen_parent_counts():
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8, "tanh"), layers.Dense(8, "tanh")]
+    )
+    model.trainable = False
+    assert saved_activation_bytes(model, batch(32, 8)) == 0
+    model.layers[-1].trainable = True
+    model.layers[-1].enable_lora(2)
+    assert not model.trainable_variables  # so says Keras
+    assert saved_activation_bytes(model, batch(32, 8)) >= 4 * 32 * 8

@@ -8,8 +8,8 @@ import keras
 import keras_efficient
 from benchmarks.end_to_end_networks import LEARNING_RATE
 from benchmarks.end_to_end_networks import NETWORKS
+from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils import peak_bytes
-from keras_efficient.utils.sizes import bytes_of
 
 WARM_UP = 2  # steps that trace and compile
 

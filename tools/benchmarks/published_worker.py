@@ -14,9 +14,9 @@ import keras_efficient
 from benchmarks.blocks import attention_and_feed_forward
 from benchmarks.blocks import run_of_blocks
 from benchmarks.published import summarize
+from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils import optimizer_state_bytes
 from keras_efficient.utils import peak_bytes
-from keras_efficient.utils.sizes import bytes_of
 
 HEAD_WIDTH = 64  # of GPT-2
 LEARNING_RATE = 1e-4

@@ -11,9 +11,9 @@ from keras_efficient.kernels.cpu.group import fused_multiply_add
 from keras_efficient.kernels.cpu.group import largest_of_group
 from keras_efficient.kernels.cpu.group import mix
 from keras_efficient.kernels.cpu.group import round_to_float16
-from keras_efficient.kernels.cpu.group import subtract
 from keras_efficient.kernels.cpu.group import to_float32
 from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.cpu.weights import move
 
 # Groups that are worked on together: all that belongs to them stays in the
 # cache of level 1, and loops over them are long enough for vectors.
@@ -26,18 +26,26 @@ _LARGEST_FLOAT16 = _F(65504)
 _SMALLEST_SCALE = _F(2.0**-48)
 _TO_NEAREST = np.int32(1 << 23)
 
-# The tensors of a parameter, as vectors.
+# The tensors of a parameter, as vectors. correction: empty for none.
 Arrays = namedtuple(
     "Arrays",
-    ("parameter", "m_codes", "m_scale", "v_codes", "v_scale", "gradient"),
+    (
+        "parameter",
+        "correction",
+        "m_codes",
+        "m_scale",
+        "v_codes",
+        "v_scale",
+        "gradient",
+    ),
 )
 
-# b_1, c_1, b_2, c_2, epsilon: as in `constants`; rate: learning rate over bias
-#   of the momentum; root: 1 / root of the bias of the velocity;
-# fused: whether moments are computed with fused multiply-adds.
+# b_1, c_1, b_2, c_2, epsilon: as in `constants`; bias: of the momentum; root:
+#   1 / root of the bias of the velocity;
+# fused: whether there are fused multiply-adds.
 Numbers = namedtuple(
     "Numbers",
-    ("b_1", "c_1", "b_2", "c_2", "epsilon", "rate", "root", "fused"),
+    ("b_1", "c_1", "b_2", "c_2", "epsilon", "bias", "root", "fused"),
 )
 
 
@@ -51,7 +59,7 @@ def divide(rows, columns, groups):
 
 
 @jit
-def gather(learning_rate, momentum_bias, velocity_bias, constants, fused):
+def gather(momentum_bias, velocity_bias, constants, fused):
     """Return the `Numbers` of a step."""
     return Numbers(
         b_1=constants[0],
@@ -59,23 +67,25 @@ def gather(learning_rate, momentum_bias, velocity_bias, constants, fused):
         b_2=constants[2],
         c_2=constants[3],
         epsilon=constants[4],
-        rate=learning_rate / momentum_bias,
+        bias=momentum_bias,
         root=_ONE / np.sqrt(velocity_bias),
         fused=fused,
     )
 
 
-# The parts of the work space: moments, then a factor for each of their entries;
-# for each group, what its scale is made of. LLVM makes vectors of loops whose
+# The parts of the work space: a factor for each entry of the moments, of which
+# the first makes room for the update; the moments; for each group, what its
+# scale is made of. LLVM makes vectors of loops whose
 # arrays do not overlap; of many arrays it does not find that out, of parts of
 # one array it knows.
 _SIZE = TILE * GROUP_SIZE
-_M, _V, _M_FACTOR, _V_FACTOR = 0, _SIZE, 2 * _SIZE, 3 * _SIZE
+_U = _M_FACTOR = 0
+_V_FACTOR, _M, _V = _SIZE, 2 * _SIZE, 3 * _SIZE
 _M_GROUP, _V_GROUP = 4 * _SIZE, 4 * _SIZE + TILE
 
 
 @jit
-def run(first, last, a_row, columns, arrays, numbers, noise):
+def run(first, last, a_row, columns, arrays, numbers, noise, rounding):
     """Go through tiles; `a_row` is how many there are in a row."""
     work = np.empty(4 * _SIZE + 2 * TILE, _F)
     groups_a_row = (columns + GROUP_SIZE - 1) // GROUP_SIZE
@@ -93,14 +103,9 @@ def run(first, last, a_row, columns, arrays, numbers, noise):
         end = start + size
         m_codes = arrays.m_codes[start:end]
         v_codes = arrays.v_codes[start:end]
-        _update(
-            arrays.parameter[start:end],
-            arrays.gradient[start:end],
-            m_codes,
-            v_codes,
-            work,
-            numbers,
-        )
+        _update(arrays.gradient[start:end], m_codes, v_codes, work, numbers)
+        parameter = arrays.parameter[start:end]
+        move(parameter, arrays.correction, work, start, rounding)
         # The last group of a row may be short.
         for i in range(size, count * GROUP_SIZE):
             work[_M + i] = work[_V + i] = _ZERO
@@ -144,10 +149,10 @@ def _encode_scales(m_scale, v_scale, work, noise):
 
 
 @jit
-def _update(parameter, gradient, m_codes, v_codes, work, numbers):
-    """Compute both moments, the second as its root, and the step."""
+def _update(gradient, m_codes, v_codes, work, numbers):
+    """Compute both moments, the second as its root, and the update."""
     b_1, c_1, b_2, c_2 = numbers.b_1, numbers.c_1, numbers.b_2, numbers.c_2
-    for i in range(parameter.size):
+    for i in range(gradient.size):
         g = to_float32(gradient[i])
         g = g if abs(g) < _LARGEST_GRADIENT else _ZERO
         y = _F(m_codes[i]) * _F(1 / 127)
@@ -163,8 +168,11 @@ def _update(parameter, gradient, m_codes, v_codes, work, numbers):
         v = np.sqrt(v)
         work[_M + i] = m
         work[_V + i] = v
-        step = numbers.rate * m / (v * numbers.root + numbers.epsilon)
-        parameter[i] = subtract(parameter[i], step)
+        if numbers.fused:
+            root = fused_multiply_add(v, numbers.root, numbers.epsilon)
+        else:
+            root = v * numbers.root + numbers.epsilon
+        work[_U + i] = m / (root * numbers.bias)
 
 
 @jit

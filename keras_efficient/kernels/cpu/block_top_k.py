@@ -4,7 +4,6 @@ Among equals the first one is taken. XLA does the same; other frameworks may
 take any of them.
 """
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -68,7 +67,7 @@ def _sort(size, k, places, magnitudes):
         places[i] = _LAST - (-places[i] & _LAST)
 
 
-@numba.njit(cache=True)
+@jit
 def _key(magnitude, place):
     """Order by magnitude, and by place among equals."""
     return (np.int64(magnitude) << 16) | np.int64(_LAST - place)

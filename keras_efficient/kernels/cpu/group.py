@@ -5,7 +5,6 @@ vectors, so that whole groups are read and written by instructions of their
 own.
 """
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -13,6 +12,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.extending import overload
 from numba.np import arrayobj
+
+from keras_efficient.kernels.cpu.jit import jit
 
 GROUP_SIZE = 32
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
@@ -104,31 +105,7 @@ def _to_float32(x):
     return lambda x: x
 
 
-def subtract(x, y):
-    """Return x - y in the dtype of x; y has been rounded to it, too."""
-
-
-@overload(subtract)
-def _subtract(x, y):
-    if x == types.uint16:
-        return _subtract_bfloat16
-    return lambda x, y: x - y
-
-
-def _subtract_bfloat16(x, y):
-    y = from_bits(np.int32(_bfloat16_bits(y)) << 16)
-    return _bfloat16_bits(from_bits(np.int32(x) << 16) - y)
-
-
-@numba.njit(cache=True)
-def _bfloat16_bits(x):
-    """Round to the nearest, ties to even."""
-    bits = to_bits(x)
-    bits = bits + np.int32(0x7FFF) + ((bits >> 16) & np.int32(1))
-    return np.uint16((bits >> 16) & np.int32(0xFFFF))
-
-
-@numba.njit(cache=True)
+@jit
 def decode_float16(bits):
     """Decode a float16 that is finite and not negative."""
     bits = np.int32(bits)
@@ -138,7 +115,7 @@ def decode_float16(bits):
     return subnormal if bits < 1024 else normal
 
 
-@numba.njit(cache=True)
+@jit
 def round_to_float16(x, noise):
     """Round a float32 in [0, 65504] down to float16, after adding noise.
 
@@ -157,7 +134,7 @@ def round_to_float16(x, noise):
     return np.uint16(subnormal if x < np.float32(2.0**-14) else normal)
 
 
-@numba.njit(cache=True)
+@jit
 def mix(x):
     """Hash a uint32, as `keras_efficient.ops.uniform_noise` does."""
     x = np.uint32(x ^ (x >> np.uint32(16))) * np.uint32(2246822507)

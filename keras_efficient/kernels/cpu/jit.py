@@ -2,6 +2,12 @@
 
 import functools
 
-import numba
+from keras_efficient.kernels.ffi import cache
 
-jit = functools.partial(numba.njit, error_model="numpy", nogil=True, cache=True)
+
+def jit(function=None, **options):
+    """Compile with the options that kernels have."""
+    if function is None:
+        return functools.partial(jit, **options)
+    defaults = {"error_model": "numpy", "nogil": True, "cache": True}
+    return cache.njit(function, {**defaults, **options})

@@ -14,6 +14,9 @@ from keras_efficient.kernels.cpu.micro_adam_numbers import gather
 from keras_efficient.kernels.cpu.micro_adam_numbers import noise_key
 from keras_efficient.kernels.cpu.micro_adam_numbers import write_row
 from keras_efficient.kernels.cpu.traits import multiplies_and_adds_at_once
+from keras_efficient.kernels.cpu.weights import Rounding
+from keras_efficient.kernels.cpu.weights import correction_of
+from keras_efficient.kernels.cpu.weights import weight_noise
 from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
 from keras_efficient.kernels.ffi.tensors import reshape
 
@@ -29,7 +32,8 @@ def do_steps(rows, arguments):
         arguments: `MicroAdamArguments`.
 
     Returns:
-        List with the new parameter and state of each row, in one tuple.
+        List with the new parameter, correction if there is one, and state of
+        each row, in one tuple.
     """
     momentum_bias, velocity_bias = arguments.biases
     results = []
@@ -37,8 +41,9 @@ def do_steps(rows, arguments):
         shape = tuple(row.parameter.shape)
         # XLA would copy a matrix that is overwritten as a vector.
         matrix = math.prod(shape[:-1]), -1
-        parameter, *state = micro_adam(
+        parameter, correction, *state = micro_adam(
             reshape(row.parameter, matrix),
+            reshape(correction_of(row), (matrix[0], -1)),
             *row.state,
             reshape(row.gradient, matrix),
             arguments.learning_rate,
@@ -48,17 +53,21 @@ def do_steps(rows, arguments):
             arguments.constants,
             arguments.block_size,
             row.seed,
+            np.float32(row.decay),
+            arguments.weight_rounding == "stochastic",
             arguments.is_stochastic,
             arguments.is_window,
             multiplies_and_adds_at_once(row.tensors),
         )
-        results.append((reshape(parameter, shape), *state))
+        corrections = [reshape(correction, shape) for _ in row.corrections]
+        results.append((reshape(parameter, shape), *corrections, *state))
     return results
 
 
 @numba_ffi(
     in_place=(
         "parameter",
+        "correction",
         "indices",
         "values",
         "written",
@@ -69,6 +78,7 @@ def do_steps(rows, arguments):
     ),
     dtypes={
         "parameter": ("float32", "bfloat16"),
+        "correction": "int8",
         "indices": ("uint8", "int16"),
         "values": ("float32", "bfloat16"),
         "written": "int32",
@@ -84,6 +94,8 @@ def do_steps(rows, arguments):
         "constants": "float32",
         "block_size": "int32",
         "seed": "int32",
+        "decay": "float32",
+        "is_random": "bool",
         "is_stochastic": "bool",
         "is_window": "bool",
         "fused": "bool",
@@ -92,6 +104,7 @@ def do_steps(rows, arguments):
 )
 def micro_adam(
     parameter,
+    correction,
     indices,
     values,
     written,
@@ -107,6 +120,8 @@ def micro_adam(
     constants,
     block_size,
     seed,
+    decay,
+    is_random,
     is_stochastic,
     is_window,
     fused,
@@ -115,6 +130,8 @@ def micro_adam(
 
     Args:
         parameter: Array, not empty.
+        correction: int8 array of the shape of the parameter, or with a last
+            axis of 0 for none.
         indices: Array as in `MicroAdamState`, as are those up to `velocity`.
         values: See `indices`.
         written: See `indices`.
@@ -128,7 +145,10 @@ def micro_adam(
         constants: As in `MicroAdamArguments`.
         block_size: Integer.
         seed: int32 for the noise.
-        is_stochastic: Whether rounding is stochastic.
+        decay: Of weights in bfloat16, float32.
+        is_random: Whether weights in bfloat16 are rounded at random, where
+            they have no correction.
+        is_stochastic: Whether rounding of the error feedback is stochastic.
         is_window: Whether the bias correction is that of the window.
         fused: Whether codes are computed with fused multiply-adds.
     """
@@ -137,6 +157,7 @@ def micro_adam(
     layout = np.int64(block_size[0]), codes.shape[1], row, noise
     arrays = (
         parameter.reshape(-1),
+        correction.reshape(-1),
         indices,
         values,
         codes.reshape(-1),
@@ -145,12 +166,23 @@ def micro_adam(
         velocity.reshape(-1),
         gradient.reshape(-1),
     )
-    scalars = learning_rate[0], momentum_bias[0], velocity_bias[0]
+    scalars = momentum_bias[0], velocity_bias[0]
     choices = is_window[0], fused[0]
+    weight_key = weight_noise(step[0], seed[0])
+    rounding = learning_rate[0], decay[0], is_random[0], weight_key, fused[0]
     parts = parameter.size // ENTRIES_A_PART
     if parts <= 1:
         _step_part(
-            0, 1, arrays, weights, sums, layout, scalars, constants, choices
+            0,
+            1,
+            arrays,
+            weights,
+            sums,
+            layout,
+            scalars,
+            constants,
+            choices,
+            rounding,
         )
         return
     for part in numba.prange(parts):
@@ -164,13 +196,23 @@ def micro_adam(
             scalars,
             constants,
             choices,
+            rounding,
         )
 
 
 # Parallel loops of Numba take no tuples that have names, or hold others.
 @jit
 def _step_part(
-    part, parts, arrays, weights, sums, layout, scalars, constants, choices
+    part,
+    parts,
+    arrays,
+    weights,
+    sums,
+    layout,
+    scalars,
+    constants,
+    choices,
+    rounding,
 ):
     arrays, layout = Arrays(*arrays), Layout(*layout)
     is_window, fused = choices
@@ -178,4 +220,5 @@ def _step_part(
     blocks = arrays.velocity.size
     first, last = part * blocks // parts, (part + 1) * blocks // parts
     spaces = make_spaces(layout.block_size)
-    step_blocks(first, last, arrays, weights, layout, numbers, spaces)
+    rounding = Rounding(*rounding)
+    step_blocks(first, last, arrays, weights, layout, numbers, spaces, rounding)

@@ -7,7 +7,6 @@ from numba import types
 from numba.extending import overload
 
 from keras_efficient.kernels.cpu.block_top_k import find_largest
-from keras_efficient.kernels.cpu.group import subtract
 from keras_efficient.kernels.cpu.group import to_float32
 from keras_efficient.kernels.cpu.jit import jit
 from keras_efficient.kernels.cpu.quantize_4bit import bfloat16_bits
@@ -19,26 +18,28 @@ from keras_efficient.kernels.cpu.vectors import LENGTH
 from keras_efficient.kernels.cpu.vectors import adam_of_window
 from keras_efficient.kernels.cpu.vectors import add_to_window
 from keras_efficient.kernels.cpu.vectors import take_from_window
+from keras_efficient.kernels.cpu.weights import move
 
 _F = np.float32
 _ZERO, _ONE = _F(0), _F(1)
 _LARGEST_GRADIENT = _F(1e18)
 
-# The parts of the work space, each for the largest block and a run: the rest
-# and its noise; the update by the window, of all entries and of those that are
-# in it alone. LLVM makes vectors of loops whose arrays do not overlap, and of
-# parts of one array it knows. Their distance is no power of 2, for the sake of
-# the cache.
+# The parts of the work space, each for the largest block and a run: the rest,
+# in the end the update, and its noise; the update by the window, of all entries
+# and of those that are in it alone. LLVM makes vectors of loops whose arrays do
+# not overlap, and of parts of one array it knows. Their distance is no power of
+# 2, for the sake of the cache.
 _SIZE = 2**15 + 5 * LENGTH
 _REST, _NOISE, _U, _U_HELD = range(0, 4 * _SIZE, _SIZE)
 
 
 # The tensors of a parameter: matrices of one column, codes and what has the
-# shape of the parameter are vectors.
+# shape of the parameter are vectors; the correction may be empty.
 Arrays = namedtuple(
     "Arrays",
     (
         "parameter",
+        "correction",
         "indices",
         "values",
         "codes",
@@ -74,7 +75,9 @@ def make_spaces(block_size):
 
 
 @jit
-def step_blocks(first, last, arrays, weights, layout, numbers, spaces):
+def step_blocks(
+    first, last, arrays, weights, layout, numbers, spaces, rounding
+):
     """Go through blocks."""
     parameter, gradient = arrays.parameter, arrays.gradient
     indices, values, velocity = arrays.indices, arrays.values, arrays.velocity
@@ -82,6 +85,7 @@ def step_blocks(first, last, arrays, weights, layout, numbers, spaces):
     block_size, half = layout.block_size, layout.half
     k, fused, epsilon = indices.shape[2], numbers.fused, numbers.epsilon
     work, taken, places = spaces.work, spaces.taken, spaces.places
+    correction = arrays.correction
     buckets_a_block = block_size // (2 * half)
     for block in range(first, last):
         start = block * block_size
@@ -126,7 +130,8 @@ def step_blocks(first, last, arrays, weights, layout, numbers, spaces):
         for i in range(count):
             work[_U + places[i]] = work[_U_HELD + i]
         factor = numbers.alpha / (np.sqrt(v_hat) + epsilon)
-        _update(parameter[start:end], work, numbers.rate, factor)
+        entries = parameter[start:end]
+        update(entries, correction, work, factor, start, rounding)
         for i in range(count):
             work[_U + places[i]] = _ZERO
 
@@ -201,8 +206,25 @@ def _take_window(block, indices, values, weights, window, taken, places):
     return count
 
 
-@jit
-def _update(parameter, work, rate, factor):
+def update(parameter, correction, work, factor, start, rounding):
+    """Move a block by the window's update and `factor` times the rest."""
+
+
+@overload(update)
+def _update(parameter, correction, work, factor, start, rounding):
+    if parameter.dtype == types.float32:
+        return _update_float32
+    return _update_bfloat16
+
+
+# In one loop, which saves a fifth of the time of the whole step.
+def _update_float32(parameter, correction, work, factor, start, rounding):
     for i in range(parameter.size):
         u = work[_REST + i] * factor + work[_U + i]
-        parameter[i] = subtract(parameter[i], rate * u)
+        parameter[i] = parameter[i] - rounding.rate * u
+
+
+def _update_bfloat16(parameter, correction, work, factor, start, rounding):
+    for i in range(parameter.size):
+        work[_REST + i] = work[_REST + i] * factor + work[_U + i]
+    move(parameter, correction, work, start, rounding)

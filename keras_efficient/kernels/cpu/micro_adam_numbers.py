@@ -14,14 +14,13 @@ _ZERO = _F(0)
 #   `noise_key`.
 Layout = namedtuple("Layout", ("block_size", "half", "row", "noise"))
 
-# rate: learning rate; bias: of the velocity; c_1, c_2: what the sums over the
+# bias: of the velocity; c_1, c_2: what the sums over the
 #   window are divided by; total: sum of the weights that count as second
 #   moments; b_2, d_2, epsilon, alpha, keep: beta_2, 1 - beta_2, ..., 1 - alpha;
 # fused: whether codes are computed with fused multiply-adds.
 Numbers = namedtuple(
     "Numbers",
     (
-        "rate",
         "bias",
         "c_1",
         "c_2",
@@ -66,7 +65,6 @@ def write_row(written, step, constants):
 
 @jit
 def gather(
-    learning_rate,
     momentum_bias,
     velocity_bias,
     constants,
@@ -80,7 +78,6 @@ def gather(
     if not is_window:
         c_1, c_2, total = momentum_bias / d_1, velocity_bias / d_2, _ZERO
     return Numbers(
-        rate=learning_rate,
         bias=velocity_bias,
         c_1=c_1,
         c_2=c_2,

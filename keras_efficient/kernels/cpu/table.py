@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.ffi import threads
 
 _WORD = ir.IntType(64)
 
@@ -32,7 +33,7 @@ def add_parts(columns, sizes, entries):
 
 def count_threads(sizes, entries):
     """Return how many threads are worth waking."""
-    return min(int(np.sum(sizes)) // entries, numba.config.NUMBA_NUM_THREADS)
+    return min(int(np.sum(sizes)) // entries, threads.limit("torch"))
 
 
 @jit
@@ -61,6 +62,12 @@ def take_part(taken, table, tensor):
 def array_at(address, shape, like):
     """Return the array at an address, of the dtype of the array `like`."""
     return numba.carray(_pointer(address, like), shape)
+
+
+@jit
+def correction_at(address, size, like):
+    """Return the array at an address, an empty one at 0."""
+    return array_at(address, size if address else 0, like)
 
 
 @intrinsic

@@ -20,7 +20,7 @@ class JAXHost(Host):
         return Spec(tuple(tensor.shape), tensor.dtype.name)
 
     def run(self, kernel, values, specs, results):
-        compiled, name = kernel.handler(specs, results)
+        compiled, name = kernel.handler(specs, results, self.framework)
         if name not in _registered:
             jax.ffi.register_ffi_target(
                 name,

@@ -40,10 +40,10 @@ def numba_ffi(
 
     Threads. XLA may run several handlers at a time. Numba's threading layers
     `omp` and `tbb` bear that; where Numba has only `workqueue`, kernels are
-    compiled without `parallel`, and not kept on disk. `NUMBA_NUM_THREADS` sets
-    the number of threads; `numba.set_num_threads` counts for the thread that
-    called it, which XLA's are not. With `omp` on Linux, a process that has
-    run a parallel kernel ends if it forks and the child runs one.
+    compiled without `parallel`, and not kept on disk. So they are in a forked
+    process, where the threads of its parent are missing: OpenMP would end it,
+    or wait for ever. Kernels take as many threads as the framework may, at
+    most; see `keras_efficient.config.set_num_threads`.
     OpenMP's threads spin while they wait, which takes milliseconds a call where
     other work keeps the cores busy. They are told not to, unless
     `OMP_WAIT_POLICY` is set or OpenMP is loaded already, as it is by PyTorch:
@@ -89,7 +89,8 @@ def numba_ffi(
         ValueError: if names do not fit, and by the call: if a tensor that is
             overwritten is not contiguous or a shape of TensorFlow is unknown.
         TypeError: by the call, if there are too few or too many arguments, or
-            of a wrong type or dtype; if the kernel returns something.
+            of a wrong type or dtype, or a tensor of PyTorch that is not plain,
+            such as a DTensor; if the kernel returns something.
         RuntimeError: by the call, if tensors are not on the CPU, Numba is
             missing, or the framework has a version of the XLA FFI that was not
             tested.

@@ -2,10 +2,12 @@
 
 import hashlib
 import inspect
-import os
 import threading
 
+from keras_efficient.kernels.ffi import cache
+from keras_efficient.kernels.ffi import threads
 from keras_efficient.kernels.ffi.tensors import Spec
+from keras_efficient.kernels.ffi.threads import threading_layer
 
 # Numba has no type for these on the CPU: kernels get their bits.
 _BITS = {"bfloat16": "uint16", "float16": "uint16"}
@@ -69,6 +71,7 @@ class NumbaKernel:
             self.inputs.index(p): self.results.index(p) for p in self.in_place
         }
         self._dispatcher = None
+        self.is_parallel = False  # known with the dispatcher
         self._handlers = {}
         self._checked = set()  # dtypes and ranks with a known return type
 
@@ -140,33 +143,54 @@ class NumbaKernel:
                     "cache": True,
                     **self.options,
                 }
-                parallel = options.get("parallel")
-                # It ends the process when two threads enter it.
-                if parallel and threading_layer() == "workqueue":
+                self.is_parallel = bool(options.get("parallel"))
+                if self.is_parallel and must_be_serial():
+                    self.is_parallel = False
                     options.update(parallel=False, cache=False)
                 # What is on disk does not tell whether it checks.
                 if numba.config.BOUNDSCHECK:
                     options["cache"] = False
-                self._dispatcher = _jit(self.function, options)
+                self._dispatcher = cache.njit(self.function, options)
             return self._dispatcher
 
-    def run(self, arrays):
+    def run(self, arrays, most_threads):
         """Run the kernel on arrays of NumPy, in the order of parameters."""
         import numba
 
+        if threads.is_forked() and self.is_parallel:
+            self._forget()
         arrays = [as_argument(array) for array in arrays]
         key = tuple([(array.dtype, array.ndim) for array in arrays])
         if key not in self._checked:
             self._check_return_type(tuple(map(numba.typeof, arrays)))
             self._checked.add(key)
-        self.dispatcher()(*arrays)
+        dispatcher = self.dispatcher()
+        if self.is_parallel:
+            threads.run(dispatcher, arrays, most_threads)
+        else:
+            dispatcher(*arrays)
+
+    def _forget(self):
+        """Compile anew: what runs in parallel cannot run here."""
+        self._dispatcher = None
+        self._checked = set()
+        self.is_parallel = False
 
     def _check_return_type(self, types):
         """Compile for types of arguments; raise an error if it returns."""
         import numba
 
         dispatcher = self.dispatcher()
-        dispatcher.compile(types)
+        try:
+            dispatcher.compile(types)
+        except numba.core.errors.NumbaError:
+            raise
+        except Exception:  # whatever reading a broken file may raise
+            if not cache.drop(dispatcher):
+                raise
+            self._dispatcher = None
+            dispatcher = self.dispatcher()
+            dispatcher.compile(types)
         found = dispatcher.overloads[types].signature.return_type
         if found != numba.types.none:
             raise TypeError(
@@ -176,13 +200,15 @@ class NumbaKernel:
                 "parameter that is in `in_place` or `outputs` instead."
             )
 
-    def handler(self, specs, results):
+    def handler(self, specs, results, framework):
         """Return the compiled XLA handler for a signature, and its name.
 
         Args:
             specs: List of the `Spec`s of the inputs.
             results: List of the `Spec`s of the results.
+            framework: "jax" or "tensorflow", whose limit of threads counts.
         """
+        threads.limit_handlers(framework)
         known = dict(zip(self.inputs, specs))
         known.update(zip(self.results, results))
         known = [known[name] for name in self.parameters]
@@ -209,6 +235,7 @@ class NumbaKernel:
             parameters,
             {result: index for index, result in self.aliases.items()},
             self.name,
+            self.is_parallel,
         )
         # The same in each process, for programs that XLA keeps on disk.
         text = f"{self.function.__module__}.{self.function.__qualname__}{key}"
@@ -220,6 +247,12 @@ class NumbaKernel:
         return compiled, name
 
 
+def must_be_serial():
+    """Return whether parallel kernels would end or hang the process."""
+    # Two threads must not enter a workqueue.
+    return threads.is_forked() or threading_layer() == "workqueue"
+
+
 def as_argument(array):
     """View an array of NumPy in the dtype and shape that kernels get."""
     # Compiled loops cannot read from arrays without an axis.
@@ -228,31 +261,3 @@ def as_argument(array):
     if array.dtype.itemsize == 2 and array.dtype.kind not in "iu":
         return array.view(_BITS[array.dtype.name])
     return array
-
-
-def threading_layer():
-    """Return Numba's: "tbb", "omp" or "workqueue"."""
-    import numba
-
-    # Read once, when OpenMP is loaded. By default its threads spin while they
-    # wait, beside those of the framework, which costs milliseconds a call where
-    # cores are busy.
-    missing = "OMP_WAIT_POLICY" not in os.environ
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        numba.get_num_threads()  # starts the layer
-    finally:
-        if missing:
-            del os.environ["OMP_WAIT_POLICY"]
-    return numba.threading_layer()
-
-
-def _jit(function, options):
-    import numba
-
-    try:
-        return numba.njit(**options)(function)
-    except RuntimeError:  # no file to keep a cache beside
-        if not options["cache"]:
-            raise
-        return numba.njit(**{**options, "cache": False})(function)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_efficient.kernels.ffi import threads
 from keras_efficient.kernels.ffi.host import Host
 from keras_efficient.kernels.ffi.tensors import Spec
 
@@ -30,7 +31,10 @@ class NumPyHost(Host):
         for name, spec in zip(kernel.results, results):
             if name in kernel.outputs:
                 arrays[name] = np.empty(spec.shape, _dtype(spec.dtype))
-        kernel.run([arrays[name] for name in kernel.parameters])
+        kernel.run(
+            [arrays[name] for name in kernel.parameters],
+            threads.limit(self.framework),
+        )
         return [arrays[name] for name in kernel.results]
 
 

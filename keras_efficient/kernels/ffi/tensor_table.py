@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from keras_efficient.kernels.ffi.tensors import why_not_plain
+
 
 class TensorTable:
     """The addresses of rows of tensors, for one call of a kernel.
@@ -23,6 +25,9 @@ class TensorTable:
     """
 
     def __init__(self, rows):
+        for x in [x for row in rows for x in row]:
+            if why_not_plain(x):
+                raise TypeError(f"Kernels need memory: {why_not_plain(x)}.")
         self._written = [x for row in rows for x in row[:-1]]
         # A copy has to live as long as the kernel works on it.
         self._read = [row[-1].detach().contiguous() for row in rows]
@@ -40,3 +45,20 @@ class TensorTable:
     def mark_written(self):
         """Let autograd notice, as after an operation of its own."""
         torch.autograd.graph.increment_version(self._written)
+
+
+def weight_columns(addresses, rows):
+    """Return what the table has of corrections and decays.
+
+    Args:
+        addresses: What `TensorTable` has, int64.
+        rows: List of `keras_efficient.ops.dispatch.Row`.
+
+    Returns:
+        The addresses with a second column, 0 where there is no correction,
+        and the bits of the decays in float32.
+    """
+    if rows[0].correction is None:
+        addresses = np.insert(addresses, 1, 0, axis=1)
+    decays = np.array([row.decay for row in rows], "float32")
+    return addresses, decays.view("int32").astype("int64")

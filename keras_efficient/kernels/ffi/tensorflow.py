@@ -53,7 +53,7 @@ class TensorFlowHost(Host):
         return Spec(tuple(tensor.shape), tensor.dtype.name)
 
     def run(self, kernel, values, specs, results):
-        compiled, name = kernel.handler(specs, results)
+        compiled, name = kernel.handler(specs, results, self.framework)
         if name not in _registered:
             _register(name.encode(), compiled.address)
             _registered.add(name)

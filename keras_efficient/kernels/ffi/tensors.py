@@ -53,6 +53,49 @@ def _framework_of_type(kind):
 _NUMBERS = {bool: "bool", int: "int32", float: "float32"}
 
 
+def why_not_plain(tensor):
+    """Return why the memory of a tensor of PyTorch is not to be used.
+
+    What computes by `__torch_dispatch__`, as a DTensor or a nested tensor
+    does, has other memory than its shape tells, or none.
+
+    Returns:
+        String that goes on after a colon, or `None`.
+    """
+    torch = sys.modules["torch"]
+    if is_wrapper(tensor):
+        return f"a {type(tensor).__name__} is not a plain tensor"
+    if tensor.layout is not torch.strided:
+        return f"a tensor with layout {tensor.layout} is not dense"
+    if tensor.is_neg() or tensor.is_conj():
+        return "a tensor is the negative or conjugate view of another"
+    return None
+
+
+def is_wrapper(tensor):
+    """Return whether a tensor of PyTorch computes by other tensors."""
+    plain = sys.modules["torch"].Tensor.__torch_dispatch__
+    return type(tensor).__torch_dispatch__ is not plain
+
+
+def untraced(function):
+    """Decorate a function that Dynamo is not to trace into.
+
+    It would follow it into Numba's compiler, which takes minutes.
+    """
+    disabled = []
+
+    @functools.wraps(function)
+    def call(*args):
+        if "torch" not in sys.modules:
+            return function(*args)
+        if not disabled:
+            disabled.append(sys.modules["torch"].compiler.disable(function))
+        return disabled[0](*args)
+
+    return call
+
+
 def as_array(value):
     """Give a Python number the dtype it has in Keras; return all else."""
     dtype = _NUMBERS.get(type(value))

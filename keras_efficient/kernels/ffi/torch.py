@@ -5,8 +5,10 @@ import functools
 import numpy as np
 import torch
 
+from keras_efficient.kernels.ffi import threads
 from keras_efficient.kernels.ffi.host import Host
 from keras_efficient.kernels.ffi.tensors import Spec
+from keras_efficient.kernels.ffi.tensors import why_not_plain
 
 _BITS = (torch.bfloat16, torch.float16)
 
@@ -21,7 +23,16 @@ class TorchHost(Host):
 
     def as_tensor(self, value, name):
         """Return a tensor, or an array where that is what a kernel gets."""
-        return value if isinstance(value, torch.Tensor) else np.array(value)
+        if not isinstance(value, torch.Tensor):
+            return np.array(value)
+        reason = why_not_plain(value)
+        if reason:
+            raise TypeError(
+                f"'{name}' must be a tensor with memory of its own: {reason}. "
+                "Pass a plain tensor, such as `x.to_local()` of a DTensor, "
+                "`x.to_dense()` or `x.resolve_neg()`."
+            )
+        return value
 
     def spec_of(self, tensor):
         return Spec(tuple(tensor.shape), _name_of(tensor.dtype))
@@ -48,7 +59,10 @@ class TorchHost(Host):
             if name in kernel.outputs:
                 dtype = getattr(torch, spec.dtype)
                 known[name] = torch.empty(spec.shape, dtype=dtype, device="cpu")
-        kernel.run([_array(known[name]) for name in kernel.parameters])
+        kernel.run(
+            [_array(known[name]) for name in kernel.parameters],
+            threads.limit(self.framework),
+        )
         for name in kernel.in_place:
             # So that autograd notices, as after an operation of its own.
             torch.autograd.graph.increment_version(known[name])

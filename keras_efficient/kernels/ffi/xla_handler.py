@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+from keras_efficient.kernels.ffi import threads
 from keras_efficient.kernels.ffi.xla_version import TESTED
 
 # Where a word stands in its structure.
@@ -85,7 +86,25 @@ def find_metadata(frame):
     return 0
 
 
-def compile_handler(kernel, parameters, in_place, name):
+@numba.njit
+def lower_threads(limit):
+    """Keep to the limit at an address; return the number there was."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(before, load(limit, 0)))
+    return before
+
+
+@numba.njit
+def restore_threads(before):
+    numba.set_num_threads(before)
+
+
+@numba.njit
+def do_nothing(x):
+    return x
+
+
+def compile_handler(kernel, parameters, in_place, name, is_parallel):
     """Compile a handler that calls a kernel on the buffers of a frame.
 
     Args:
@@ -96,6 +115,7 @@ def compile_handler(kernel, parameters, in_place, name):
         in_place: Dict from the index of a result to that of the argument it
             overwrites.
         name: String for error messages.
+        is_parallel: Whether the kernel takes several threads.
 
     Returns:
         The compiled function. Its `address` must not be used after its end.
@@ -111,6 +131,10 @@ def compile_handler(kernel, parameters, in_place, name):
     )
     failed_at, untested_at = map(ctypes.addressof, (failed, untested))
     versions = _VERSIONS
+    limit = threads.LIMIT_OF_HANDLERS
+    lower, restore = do_nothing, do_nothing
+    if is_parallel:
+        lower, restore = lower_threads, restore_threads
 
     def handler(frame):
         api = load(frame, FRAME_API)
@@ -121,12 +145,15 @@ def compile_handler(kernel, parameters, in_place, name):
                 return create_error(api, untested_at, UNIMPLEMENTED)
             store(metadata, METADATA_VERSION, version)
             return 0
+        before = lower(limit)
+        failed = False
         try:
             kernel(*buffers(frame))
         # What it was is not known to compiled code.
         except Exception:
-            return create_error(api, failed_at, INTERNAL)
-        return 0
+            failed = True
+        restore(before)
+        return create_error(api, failed_at, INTERNAL) if failed else 0
 
     compiled = numba.cfunc(types.int64(types.int64))(handler)
     compiled.messages = failed, untested  # live as long as the code

@@ -59,7 +59,7 @@ class _Report:
     aliases = {}
 
     @staticmethod
-    def handler(specs, results):
+    def handler(specs, results, framework):
         return _handle, _Report.name
 
 

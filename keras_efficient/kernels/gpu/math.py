@@ -55,17 +55,6 @@ def round_to_float16(x, noise):
     return tl.where(x < _SMALLEST_NORMAL, subnormal, normal)
 
 
-@triton.jit
-def subtract(parameter, step, dtype: tl.constexpr):
-    """Move a float32 parameter as in its dtype; return it in that dtype."""
-    # By hand, because Triton's interpreter cuts bits off.
-    if dtype == tl.bfloat16:
-        moved = round_to_bfloat16(parameter - round_to_bfloat16(step))
-    else:
-        moved = parameter - step
-    return moved.to(dtype)
-
-
 def scalars(arguments, like):
     """Return what a kernel reads from the device.
 

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 from keras_efficient.kernels.ffi.tensor_table import TensorTable
+from keras_efficient.kernels.ffi.tensor_table import weight_columns
 from keras_efficient.kernels.gpu import math as tm
 from keras_efficient.kernels.gpu.math import finite_gradient
-from keras_efficient.kernels.gpu.math import subtract
 from keras_efficient.kernels.gpu.quantize_4bit import decode
 from keras_efficient.kernels.gpu.quantize_4bit import decode_at
 from keras_efficient.kernels.gpu.quantize_4bit import encode
@@ -22,6 +22,9 @@ from keras_efficient.kernels.gpu.table import alignment_of
 from keras_efficient.kernels.gpu.table import dtype_of
 from keras_efficient.kernels.gpu.table import place
 from keras_efficient.kernels.gpu.table import pointer
+from keras_efficient.kernels.gpu.weights import load_weight
+from keras_efficient.kernels.gpu.weights import rounding_of
+from keras_efficient.kernels.gpu.weights import store_weight
 from keras_efficient.kernels.gpu.window import sum_window
 from keras_efficient.kernels.gpu.window import update_window
 from keras_efficient.kernels.gpu.window import window_kernel
@@ -53,8 +56,9 @@ def do_steps(rows, arguments):
         arguments: `MicroAdamArguments`.
 
     Returns:
-        List with the parameter and the state of each row, in one tuple; or
-        `None` where there is no kernel for these sizes.
+        List with the parameter, its correction if there is one, and the state
+        of each row, in one tuple; or `None` where there is no kernel for these
+        sizes.
     """
     if not serves(arguments):
         return None
@@ -65,19 +69,23 @@ def do_steps(rows, arguments):
     buckets = -(-sizes // arguments.bucket_size)
     seeds = [row.seed for row in rows]
     at_once = max(1, ENTRIES // arguments.block_size)
+    addresses, decays = weight_columns(tensors.addresses, rows)
     table, rows_of_programs = place(
-        np.column_stack([tensors.addresses, sizes, seeds, blocks, buckets]),
+        np.column_stack([addresses, sizes, seeds, blocks, buckets, decays]),
         -(-blocks // at_once),
         like,
     )
+    rounding = rounding_of(rows[0], arguments)
     with tm.device_of(like):
-        _launch(table, rows_of_programs, at_once, tensors, arguments)
+        _launch(table, rows_of_programs, at_once, tensors, arguments, rounding)
     tensors.mark_written()
     return [row.tensors[:-1] for row in rows]
 
 
-def _launch(table, rows_of_programs, at_once, tensors, arguments):
-    parameter, indices, values, *_, gradient = tensors.likes
+def _launch(table, rows_of_programs, at_once, tensors, arguments, rounding):
+    # There may be a correction among the first ones.
+    parameter, *_ = tensors.likes
+    *_, indices, values, _, _, _, _, _, gradient = tensors.likes
     window, k = arguments.window, arguments.k
     b_1, c_1, b_2, c_2, epsilon, alpha, rest = map(float, arguments.constants)
     rate, momentum_bias, velocity_bias, step = tm.scalars(arguments, parameter)
@@ -125,6 +133,7 @@ def _launch(table, rows_of_programs, at_once, tensors, arguments):
         INDICES=dtype_of(indices),
         VALUES=dtype_of(values),
         GRADIENT=dtype_of(gradient),
+        ROUNDING=rounding,
         ALIGNMENT=alignment_of(tensors.addresses),
         num_warps=WARPS,
         **tm.EXACT,
@@ -163,33 +172,38 @@ def micro_adam_kernel(
     INDICES: tl.constexpr,
     VALUES: tl.constexpr,
     GRADIENT: tl.constexpr,
+    ROUNDING: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     program = tl.program_id(0)
     number = tl.load(rows_of_programs + program)
     tensor = table + number * COLUMNS
     parameter = pointer(tensor, 0, PARAMETER, ALIGNMENT)
-    indices = pointer(tensor, 1, INDICES, ALIGNMENT)
-    values = pointer(tensor, 2, VALUES, ALIGNMENT)
-    codes = pointer(tensor, 4, tl.uint8, ALIGNMENT)
-    low = pointer(tensor, 5, tl.bfloat16, ALIGNMENT)
-    high = pointer(tensor, 6, tl.bfloat16, ALIGNMENT)
-    velocity = pointer(tensor, 7, tl.float32, ALIGNMENT)
-    gradient = pointer(tensor, 8, GRADIENT, ALIGNMENT)
-    size = tl.load(tensor + 9)
-    seed = tl.load(tensor + 10).to(tl.int32)
-    blocks = tl.load(tensor + 11).to(tl.int32)
-    buckets = tl.load(tensor + 12).to(tl.int32)
+    correction = pointer(tensor, 1, tl.int8, ALIGNMENT)
+    indices = pointer(tensor, 2, INDICES, ALIGNMENT)
+    values = pointer(tensor, 3, VALUES, ALIGNMENT)
+    codes = pointer(tensor, 5, tl.uint8, ALIGNMENT)
+    low = pointer(tensor, 6, tl.bfloat16, ALIGNMENT)
+    high = pointer(tensor, 7, tl.bfloat16, ALIGNMENT)
+    velocity = pointer(tensor, 8, tl.float32, ALIGNMENT)
+    gradient = pointer(tensor, 9, GRADIENT, ALIGNMENT)
+    size = tl.load(tensor + 10)
+    seed = tl.load(tensor + 11).to(tl.int32)
+    blocks = tl.load(tensor + 12).to(tl.int32)
+    buckets = tl.load(tensor + 13).to(tl.int32)
     first = (program - tl.load(tensor + COLUMNS - 1)).to(tl.int32) * BLOCKS
     weights += number * (2 * ROWS + 1)
 
     t = tl.load(step)
+    if first == 0:
+        oldest = tl.load(weights + 2 * ROWS).to(tl.int32)
+        tl.store(pointer(tensor, 3, tl.int32, 4) + oldest, t)
     block = first + tl.arange(0, BLOCKS)[:, None]
     is_block = block < blocks
     place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
     mask = place < size
     g = finite_gradient(tl.load(gradient + place, mask, 0.0))
-    p = tl.load(parameter + place, mask, 0.0).to(tl.float32)
+    p = load_weight(parameter, correction, place, mask, ROUNDING)
 
     count = tl.minimum(size - block.to(tl.int64) * BLOCK, BLOCK)
     weight = c_2 / tl.maximum(count, 1).to(tl.float32)
@@ -218,7 +232,7 @@ def micro_adam_kernel(
     # What these entries were, before other threads write theirs
     at = block.to(tl.int64) * BLOCK + index
     is_entry = exists & (at < size)
-    p_at = tl.load(parameter + at, is_entry, 0.0).to(tl.float32)
+    p_at = load_weight(parameter, correction, at, is_entry, ROUNDING)
     rest_at = finite_gradient(tl.load(gradient + at, is_entry, 0.0))
     rest_at += decode_at(codes, low, high, at, is_entry, BUCKET)
     rest_at -= taken
@@ -243,9 +257,31 @@ def micro_adam_kernel(
     z_1, z_2 = sum_window(index, value, w_1, w_2, v, IS_WINDOW)
     rate = tl.load(learning_rate)
     of_rest = alpha / (tl.sqrt_rn(v) + epsilon)
-    moved = subtract(p, rate * (of_rest * rest), PARAMETER)
-    tl.store(parameter + place, moved, mask)
-    step = of_rest * rest_at + z_1 / (tl.sqrt_rn(z_2) + epsilon)
-    moved = subtract(p_at, rate * step, PARAMETER)
+    store_weight(
+        parameter,
+        correction,
+        place,
+        mask,
+        p,
+        of_rest * rest,
+        rate,
+        tensor + 14,
+        t,
+        seed,
+        ROUNDING,
+    )
+    update = of_rest * rest_at + z_1 / (tl.sqrt_rn(z_2) + epsilon)
     tl.debug_barrier()
-    tl.store(parameter + at, moved, is_entry)
+    store_weight(
+        parameter,
+        correction,
+        at,
+        is_entry,
+        p_at,
+        update,
+        rate,
+        tensor + 14,
+        t,
+        seed,
+        ROUNDING,
+    )

@@ -29,15 +29,18 @@ def window_kernel(
     IS_WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Make room in the oldest row; tell which, and what each row counts."""
+    """Tell which row is the oldest, and what each row will count.
+
+    No state is written before the last launch has succeeded: else the portable
+    form could not go on from it.
+    """
     program = tl.program_id(0)
-    written = pointer(table + program * COLUMNS, 3, tl.int32, 4)
+    written = pointer(table + program * COLUMNS, 4, tl.int32, 4)
     weights += program * (2 * ROWS + 1)
     t = tl.load(step)
     row = tl.arange(0, ROWS)
     steps = tl.load(written + row, row < WINDOW, _LAST_STEP)
     oldest = tl.argmin(steps, axis=0)
-    tl.store(written + oldest, t)
     tl.store(weights + 2 * ROWS, oldest.to(tl.float32))
     steps = tl.where(row == oldest, t, steps)
     age = tl.maximum(t - steps, 0).to(tl.float32)

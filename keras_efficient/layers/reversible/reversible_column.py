@@ -112,12 +112,11 @@ class ReversibleColumn(ReversibleLayer):
             )
         for i, shape in enumerate(list(inputs_shape)[1:]):
             rest = [1] * (len(shape) - 2) if self.axis == 1 else []
-            with keras.name_scope(f"level_{i}"):  # each has a path of its own
-                scale = self.add_weight(
-                    name="scale",
-                    shape=(shape[self.axis], *rest),
-                    initializer=keras.initializers.Constant(self.scale),
-                )
+            scale = self.add_weight(
+                name=f"scale_{i}",
+                shape=(shape[self.axis], *rest),
+                initializer=keras.initializers.Constant(self.scale),
+            )
             self.scales.append(scale)
         super().build(inputs_shape, context_shape, arguments_shape)
 

@@ -197,7 +197,9 @@ def _check_identical(blocks):
             "layer among them has none. Define its `get_config`, or use "
             "`scan=False`."
         ) from error
-    state = [id(v) for block in blocks for v in block.non_trainable_variables]
+    state = [
+        id(v) for block in blocks for v in block.variables if not v.trainable
+    ]
     if any(other != blueprints[0] for other in blueprints):
         problem = "differ in configuration or shapes"
     elif len(set(state)) < len(state):

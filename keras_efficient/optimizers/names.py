@@ -1,0 +1,50 @@
+"""Names of optimizers: of each one, and those that Keras finds them by."""
+
+import keras
+
+
+def automatic_name(cls):
+    """Return the name of one more optimizer of a class, numbered as in Keras.
+
+    `None`, with which Keras finds one itself, for a class that is not ours.
+    """
+    package, _, name = cls.__module__.rpartition(".")
+    if package != __package__:
+        return None
+    number = keras.backend.get_uid(name) - 1  # first 1
+    return f"{name}_{number}" if number else name
+
+
+def path_of(variable):
+    """Return the path of a variable of Keras, or the name of another."""
+    return getattr(variable, "path", None) or variable.name
+
+
+class OptimizerName(str):
+    """A name that `keras.optimizers.get` takes, and the class behind it.
+
+    Keras looks names up among its custom objects. It puts what it finds there
+    also in the place of each string of that name in a file, such as the
+    optimizer that `compile` was called with: hence a string, not the class.
+    """
+
+    def __new__(cls, name, optimizer):
+        self = super().__new__(cls, name)
+        self.from_config = optimizer.from_config
+        return self
+
+
+def register_names(values):
+    """Let Keras find the optimizers among values by their names, in all cases.
+
+    As `Adam` and `adam` of Keras: `MicroAdam`, `microadam`, and `micro_adam`.
+    """
+    custom_objects = keras.saving.get_custom_objects()
+    for cls in values:
+        if isinstance(cls, type) and issubclass(
+            cls, keras.optimizers.Optimizer
+        ):
+            name = cls.__name__
+            snake_case = cls.__module__.rpartition(".")[2]
+            for text in {name, name.lower(), snake_case}:
+                custom_objects[text] = OptimizerName(text, cls)
