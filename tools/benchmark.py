@@ -14,6 +14,7 @@ from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import steps
 from benchmarks import vocabulary
 from benchmarks import volumes
 
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "steps": steps,
     "vocabulary": vocabulary,
     "volumes": volumes,
 }

@@ -34,6 +34,10 @@ ARGUMENTS = {
     "invertible_autoencoder": (
         "--epochs 1 --seeds 1 --widths 64-16 --batch-size 512"
     ),
+    "large_vocabulary": (
+        "--words 50 --depth 2 --width 8 --length 8 --batch-size 2 --steps 1 "
+        "--version 16-bit"
+    ),
     "learning_rate_without_tuning": "--epochs 1 --seeds 1",
     "measuring_memory": "--depth 1 --width 4 --batch-size 64 --processes 1",
     "quickstart": "--epochs 1 --depth 1 --width 8",

@@ -59,9 +59,10 @@ def over_chunks(step, carry, rows, size, kinds):
     """
     known = rows[0].shape[0]
     count = tf.shape(rows[0])[0] if known is None else known
-    if known is None:  # XLA compiles the loop even if it runs no time
-        size = tf.minimum(size, tf.maximum(count, 1))
     full = count // size
+    if known is None:  # XLA compiles the loop even if it runs no time
+        size = tf.minimum(size, count)
+        full = count // tf.maximum(size, 1)
 
     def cut(start, length):
         return [

@@ -8,8 +8,8 @@ from keras import layers
 from keras_efficient import chunk_loss
 from keras_efficient import micro_batches
 from keras_efficient.conversion.micro_batches import MicroBatches
+from tests.gradients import ENDS
 from tests.gradients import LAST
-from tests.gradients import MODES
 from tests.gradients import fit_mode
 from tests.gradients import to_numpy
 from tests.marks import once
@@ -113,17 +113,16 @@ BY_BACKEND = CASES if keras.config.backend() == "torch" else ("masked",)
 
 
 @pytest.mark.parametrize("case", BY_BACKEND)
-@pytest.mark.parametrize("n", [3])
-def test_a_step_in_parts_is_that_of_the_whole_batch(case, n, parts):
+def test_a_step_in_parts_is_that_of_the_whole_batch(case, parts):
     masked, options = CASES[case]
     if case != "mean":  # by which Keras on PyTorch multiplies weights in place
         options = {"weighted_metrics": None, **options}
-    ours = trained(tagger(masked), n, **options)
+    ours = trained(tagger(masked), 3, **options)
     assert parts
     assert_same(ours, trained(tagger(masked), 1, **options))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ENDS)
 def test_with_chunks_accumulation_and_loss_scaling(mode, parts):
     results = []
     for n in (20, 1):  # more than there are examples

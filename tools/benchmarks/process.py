@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run_worker(benchmark, mode, device, words):
+def run_worker(benchmark, mode, device, words, **variables):
     """Run `benchmark.py` with `--worker`; return what it found.
 
     Args:
@@ -18,6 +18,7 @@ def run_worker(benchmark, mode, device, words):
         mode: Backend, or "tensorflow-xla".
         device: "cpu" or "cuda".
         words: List of strings, further arguments.
+        **variables: Strings, further environment variables.
 
     Returns:
         Dictionary: what the worker wrote, and `{"error": last line}` if the
@@ -29,7 +30,7 @@ def run_worker(benchmark, mode, device, words):
         command += ["--backend", mode, "--device", device, *words]
         process = subprocess.run(
             [*command, "--worker", file],
-            env=environment(mode, device),
+            env={**environment(mode, device), **variables},
             capture_output=True,
             text=True,
         )
