@@ -81,15 +81,20 @@ def measure_segments(model, inputs):
     """Measure the segments that `recompute` would choose.
 
     Returns:
-        List of `Cost`; it is empty if there is nothing to gain.
+        List of `Cost`, and the most bytes of the forward and the backward pass
+        with all of them recomputed; `[], None` if there is nothing to gain.
     """
     try:
         chosen = choose_segments(model, "auto")
     except ValueError:
-        return []
+        return [], None
     before, segments = install(model, chosen)
     try:
-        return [] if before else _costs(model, segments, inputs)[1]
+        if before:
+            return [], None  # it is what the model does
+        segments, costs = _costs(model, segments, inputs)
+        _let(segments, recomputed)
+        return costs, backend.peak_bytes(*as_function(model), inputs)
     finally:
         reinstall(model, before)
 

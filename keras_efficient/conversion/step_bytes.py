@@ -80,13 +80,25 @@ def state_bytes(optimizer, variables):
     for variable in variables:
         key = _kind(optimizer, variable)
         if key not in known:
-            # One after the other: no more than the state of one is there.
-            fresh = _fresh(optimizer)
-            before = bytes_of(fresh.variables)
-            fresh.build([variable])
-            known[key] = bytes_of(fresh.variables) - before
+            known[key] = _state_bytes(optimizer, variable)
         sizes.append(known[key])
     return sizes
+
+
+def _state_bytes(optimizer, variable):
+    fresh = _fresh(optimizer)
+    before = len(fresh.variables)
+    if keras.distribution.distribution() is None:
+        try:
+            # Shapes alone: variables that are made in here have no values.
+            with keras.StatelessScope(initialize_variables=False):
+                fresh.build([variable])
+            made = fresh.variables[before:]
+            return bytes_of([keras.KerasTensor(v.shape, v.dtype) for v in made])
+        except ValueError:  # it makes variables of tensors
+            fresh = _fresh(optimizer)
+    fresh.build([variable])
+    return bytes_of(fresh.variables[before:])
 
 
 def _kind(optimizer, variable):

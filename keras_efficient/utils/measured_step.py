@@ -43,6 +43,7 @@ class MeasuredStep(NamedTuple):
         states: List of the bytes of the optimizer's state by variable.
         batch: Bytes of the inputs.
         gradient: Most bytes of the forward and the backward pass.
+        recomputed: The same with all segments recomputed; `None` without.
         costs: List of `Cost` of the segments that may be recomputed.
         logits: Bytes of an output of tokens by classes; 0 for others.
         mixes_examples: Boolean, whether there are statistics of a batch, so
@@ -53,6 +54,7 @@ class MeasuredStep(NamedTuple):
     states: list
     batch: int
     gradient: int
+    recomputed: int | None
     costs: list
     logits: int
     mixes_examples: bool = False
@@ -62,9 +64,7 @@ class MeasuredStep(NamedTuple):
         fixed = self.fixed[change.optimizer or "as it is"]
         parameters, gradients, state, update = fixed
         extra = 0
-        passes = self.gradient
-        if self.costs:
-            passes += self._held(change.recompute) - self._held(None)
+        passes = self._passes(change.recompute)
         if change.chunk_loss:
             passes -= self.logits
         activations = max(passes - gradients, 0)
@@ -78,6 +78,18 @@ class MeasuredStep(NamedTuple):
             activations = math.ceil(activations / change.micro_batches)
         passes = max(min(passes, gradients) + activations, update)
         return round(parameters + state + self.batch + extra + passes)
+
+    def _passes(self, recompute):
+        """Bytes of the forward and the backward pass.
+
+        What is in between the two that were measured is interpolated by what
+        segments hold.
+        """
+        none, every = self._held(None), self._held("all")
+        if recompute is None or none == every:
+            return self.gradient
+        part = (none - self._held(recompute)) / (none - every)
+        return self.gradient - part * (self.gradient - self.recomputed)
 
     def _held(self, recompute):
         if recompute is None or recompute == "all":

@@ -95,15 +95,15 @@ def make_plan(model, size, step, budget, allow=LEVERS):
     found = []
     for combination in itertools.product(names, halves, chunks, counts):
         change = Change(*combination)
+        found.append(change)
         if "recompute" in allow and step.costs and step.peak(change) > budget:
             more = step.with_recompute(change, budget)
-            change = more or change._replace(recompute="all")
-        found.append(change)
+            found.append(more or change._replace(recompute="all"))
     fitting = [change for change in found if step.peak(change) <= budget]
     best = (
         min(fitting, key=step.reluctance)
         if fitting
-        else min(found, key=step.peak)
+        else min(found, key=lambda x: (step.peak(x), step.reluctance(x)))
     )
     return MemoryPlan(model, size, step, budget, best)
 
@@ -226,14 +226,15 @@ class MemoryPlan:
     def __str__(self):
         title = f"A training step takes {in_words(self.peak_as_it_is)}"
         budget = f"the budget of {in_words(self.budget)}"
-        if not self.levers:
+        if not self.levers and self.fits:
             return f"{title}, which fits into {budget}."
         verb = "fits" if self.fits else "does not fit"
         if not self.fits:
+            levers = ", ".join(self.levers) or "no lever"
             return (
                 f"{title}, and {verb} into {budget}. The least is "
-                f"{in_words(self.peak)}, with {', '.join(self.levers)}: take a "
-                "smaller batch, or train fewer parameters (`enable_lora`)."
+                f"{in_words(self.peak)}, with {levers}: take a smaller batch, "
+                "or train fewer parameters (`enable_lora`)."
             )
         lines = "\n".join(f"    {line}" for line in self.lines)
         return (

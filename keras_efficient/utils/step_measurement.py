@@ -30,11 +30,12 @@ def measure_step(model, inputs, optimizer=None, advance=lambda text: None):
     fn, params = as_function(model)
     gradient = backend.peak_bytes(fn, params, inputs)
     advance("Segments")
-    costs = measure_segments(model, inputs)
+    costs, recomputed = measure_segments(model, inputs)
     return MeasuredStep(
         *fixed_by_optimizer(model, optimizer, advance),
         bytes_of(inputs),
         gradient,
+        recomputed,
         costs,
         _logits(model, inputs),
         any(
