@@ -502,6 +502,13 @@ def recomputing():
     all_finite(model(batch(2, 4), training=True))
 
 
+@row("utils.memory_plan", "utils.MemoryPlan")
+def plan_of_memory():
+    model = keras.Sequential([keras.Input((4,)), Dense(4)])
+    plan = utils.memory_plan(model, 2, "1GiB", verbose=0)
+    assert isinstance(plan, utils.MemoryPlan) and plan.fits
+
+
 @row("utils.check_reversibility")
 def reversibility():
     layer = run()
