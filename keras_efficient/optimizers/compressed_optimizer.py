@@ -11,11 +11,13 @@ from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.batched_step import batched_step
 from keras_efficient.optimizers.batched_step import step_each
+from keras_efficient.optimizers.dense import dense
 from keras_efficient.optimizers.excluded import find_excluded
 from keras_efficient.optimizers.excluded import record_of
 from keras_efficient.optimizers.float32_weights import Float32Weights
 from keras_efficient.optimizers.float32_weights import float32_gradients
 from keras_efficient.optimizers.names import automatic_name
+from keras_efficient.optimizers.names import check_real
 from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
@@ -87,14 +89,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
-        for variable in variables:
-            dtype = keras.backend.standardize_dtype(variable.dtype)
-            if dtype.startswith("complex"):
-                raise TypeError(
-                    f"`{type(self).__name__}` trains real variables. Received: "
-                    f"'{path_of(variable)}' of dtype {dtype}. Train its real "
-                    "and imaginary parts as two variables."
-                )
+        check_real(self, variables)
         super().build(variables)
         # For each variable, whether it is compressed, and its state.
         excluded = self._find_excluded(variables)
@@ -160,7 +155,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None):
         """As in Keras; gradients that are sparse become dense."""
-        grads = [x if x is None else _dense(x) for x in grads]
+        grads = [x if x is None else dense(x) for x in grads]
         super().apply(float32_gradients(self, grads), trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
@@ -301,12 +296,3 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             backend.run_compiled(step_all, (grads, learning_rate), self, key)
         else:
             step_all(grads, learning_rate)
-
-
-def _dense(gradient):
-    """Return a dense tensor; TensorFlow's slices stay until `update_step`."""
-    if backend.is_dense(gradient):
-        return gradient
-    gradient = ops.convert_to_tensor(gradient, sparse=False)
-    # PyTorch has its own.
-    return getattr(gradient, "to_dense", lambda: gradient)()

@@ -64,7 +64,7 @@ class Muon8bit(CompressedOptimizer):
             `keras_efficient.optimizers.SixteenBit`. Defaults to
             `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep float32. Defaults to `4096`.
-        name: String. Defaults to `"muon_8bit"`.
+        name: String. Defaults to `None`: `"muon_8bit"`, `"muon_8bit_1"`, ...
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -105,7 +105,7 @@ class Muon8bit(CompressedOptimizer):
         exclude_layers=None,
         weight_rounding="compensated",
         min_size=4096,
-        name="muon_8bit",
+        name=None,
         **kwargs,
     ):
         super().__init__(
