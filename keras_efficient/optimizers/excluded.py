@@ -1,5 +1,7 @@
 import re
 
+from keras_efficient.optimizers.names import path_of
+
 
 def find_excluded(patterns, variables, record=None):
     """Return for each variable whether its path matches one of the patterns.
@@ -19,10 +21,12 @@ def find_excluded(patterns, variables, record=None):
     """
     if record and record["variables"] == len(variables):
         paths = {int(i): path for i, path in record["paths"].items()}
-        if all(_is_end(variables[i].path, path) for i, path in paths.items()):
+        if all(
+            _is_end(path_of(variables[i]), path) for i, path in paths.items()
+        ):
             return [i in paths for i in range(len(variables))]
     return [
-        any(re.search(pattern, variable.path) for pattern in patterns)
+        any(re.search(pattern, path_of(variable)) for pattern in patterns)
         for variable in variables
     ]
 
@@ -30,7 +34,7 @@ def find_excluded(patterns, variables, record=None):
 def record_of(variables, excluded):
     """Return which variables were excluded, for a config; `None` for none."""
     paths = {
-        str(i): variable.path
+        str(i): path_of(variable)
         for i, variable in enumerate(variables)
         if excluded[i]
     }

@@ -1,4 +1,5 @@
 import math
+import re
 
 import keras
 from keras import ops
@@ -9,6 +10,7 @@ from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.ops.weight_rounding import join_weight
 from keras_efficient.ops.weight_rounding import round_weight
 from keras_efficient.ops.weight_rounding import split_weight
+from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
 
@@ -46,7 +48,7 @@ class Float32Weights:
             "zeros",
             "int8",
             layout=state_layout(variable, variable.shape),
-            name=f"{variable.path.replace('/', '_')}_correction",
+            name=f"{re.sub('[/:]', '_', path_of(variable))}_correction",
         )
 
     def read(self, index, variable):

@@ -13,6 +13,7 @@ from keras_efficient.ops.sgd_8bit_step import sgd_step
 from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.adam_8bit import Adam8bit
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
+from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.optimizer_8bit import add_codes
 
 
@@ -148,7 +149,7 @@ class Muon8bit(CompressedOptimizer):
     def _counts_as_matrix(self, variable):
         if len(variable.shape) != 2:
             return False
-        is_embedding = "embedding" in variable.path.lower()
+        is_embedding = "embedding" in path_of(variable).lower()
         return not (self.exclude_embeddings and is_embedding)
 
     def _moments(self, variable):
