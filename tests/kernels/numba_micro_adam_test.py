@@ -14,6 +14,8 @@ from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import dispatch
 from keras_efficient.ops import micro_adam_step
 from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
+from keras_efficient.ops.weight_rounding import is_16_bit
+from keras_efficient.ops.weight_rounding import round_weight
 from keras_efficient.optimizers import MicroAdam
 from tests.optimizers.table import check_close
 from tests.optimizers.table import normal
@@ -29,6 +31,7 @@ SMALL = Layout(block=256, bucket=64, k=3, window=4)
 LARGE = Layout(block=4096, bucket=128, k=41, window=3)
 DENSE = Layout(block=64, bucket=32, k=64, window=3)
 SORTED = Layout(block=160, bucket=80, k=40, window=3)
+EMPTY = Layout(block=256, bucket=64, k=0, window=1)
 ODD = Layout(block=90, bucket=6, k=2, window=3)
 PAPER = {"alpha": 0.0, "bias_correction": "full", "rounding": "nearest"}
 STEPS = (1, 2, 5, 6, 20, 21)  # the tensor has no gradient in between
@@ -82,7 +85,10 @@ def make_gradient(shape, dtype, seed):
 def portable(parameter, gradient, state, step, **options):
     state = MicroAdamState(*state)
     u, state = micro_adam_step(gradient, state, step, **options)
-    return parameter - ops.cast(0.01 * u, parameter.dtype), *state
+    moved = ops.cast(parameter, FLOAT32) - 0.01 * u
+    if is_16_bit(parameter):
+        moved = round_weight(moved, BFLOAT16)
+    return moved, *state
 
 
 def do_step(parameter, gradient, state, step, layout, seed=0, **options):
@@ -142,6 +148,7 @@ def check_equal(actual, expected, dtype):
         ((4097,), LARGE, BFLOAT16, FLOAT32, {"beta_1": 0.0}),
         ((3, 3, 5, 7), SMALL, BFLOAT16, FLOAT32, {}),
         ((130,), DENSE, FLOAT32, FLOAT32, {}),
+        ((700,), EMPTY, BFLOAT16, FLOAT32, {}),
         ((411,), SORTED, BFLOAT16, FLOAT32, {}),
         ((300,), ODD, BFLOAT16, FLOAT32, {}),
         ((300,), ODD, BFLOAT16, FLOAT32, PAPER),

@@ -171,3 +171,24 @@ def test_what_is_out_of_range_is_refused(options, message):
 
 def test_largest_block_is_accepted():
     assert MicroAdam(block_size=2**15).block_size == 2**15
+
+
+def test_without_a_window_it_is_momentum_in_four_bits():
+    optimizer = MicroAdam(1.0, density=0, rounding="nearest")
+    variable = make_variable()
+    run = stepper(optimizer, [variable])
+    total = sum(
+        math.prod(v.shape) * ITEMSIZE[v.dtype] for v in state_of(optimizer)
+    )
+    assert total <= 0.581 * 64 * 64
+    error, velocity, expected = 0.0, 0.0, np.zeros((64, 64))
+    for step in range(6):
+        gradient = make_gradient(step)
+        actual = run([gradient])[0]
+        squares = np.mean(gradient.reshape(-1, 256) ** 2, axis=1)
+        velocity = 0.999 * velocity + 0.001 * squares
+        root = np.sqrt(velocity / (1 - 0.999 ** (step + 1)))
+        rest = error + gradient
+        expected = expected - 0.4 * rest / np.repeat(root, 256).reshape(64, 64)
+        error = 0.6 * rest
+    assert np.corrcoef(actual.ravel(), expected.ravel())[0, 1] > 0.99

@@ -42,7 +42,7 @@ OPTIMIZERS = (
     "SinkGD",
 )
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-WEIGHT_RATES = (2e-5, 2e-4, 1e-3, 1e-2)
+WEIGHT_RATES = (2e-5, 1e-3, 1e-2)
 WEIGHTS = ("float32", "bfloat16", "float16")
 
 
