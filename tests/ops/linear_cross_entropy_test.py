@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_efficient import backend
 from keras_efficient.ops import linear_cross_entropy
 from keras_efficient.ops.vocabulary_chunks import Loss
 from keras_efficient.ops.vocabulary_chunks import Metrics
@@ -189,6 +190,33 @@ def test_any_number_of_axes_and_a_float64_computation(float64):
     expected = np.log(np.exp(z).sum(-1))
     expected -= np.take_along_axis(z, labels[..., None], -1)[..., 0]
     np.testing.assert_allclose(*to_numpy([y]), expected, rtol=1e-12)
+
+
+def test_bytes_do_not_grow_with_the_logits():
+    """But with the hidden states; the plain computation is the control."""
+
+    def peak(fn, tokens):
+        kernel = ops.zeros((4, 2048))
+        y = ops.zeros((tokens,), "int32")
+        return backend.peak_bytes(
+            lambda params, hidden: fn(hidden, params[0], y),
+            [kernel],
+            ops.zeros((tokens, 4)),
+        )
+
+    def chunks(hidden, kernel, y):
+        return linear_cross_entropy(hidden, kernel, y, chunk_size=64)
+
+    def all_at_once(hidden, kernel, y):
+        z = ops.matmul(hidden, kernel)
+        return ops.sparse_categorical_crossentropy(y, z, from_logits=True)
+
+    few, many = peak(chunks, 512), peak(chunks, 1024)
+    plain = peak(all_at_once, 1024)
+    assert many < 0.2 * plain
+    growth = plain - peak(all_at_once, 512)
+    # TensorFlow's count takes the body of a loop as often as it is written.
+    assert many - few < 0.05 * growth
 
 
 def test_metrics_see_each_chunk_once():
