@@ -132,8 +132,15 @@ def own_hub():
     return hub.ReversibleCausalLM(backbone)
 
 
+def lora_of_the_head():
+    model = recurrent()
+    model.layers[-1].enable_lora(2)
+    return model
+
+
 MODELS = {
     "recurrent": recurrent,
+    "lora_of_the_head": lora_of_the_head,
     "tied": tied,
     "untied": untied,
     "subclass": subclass,

@@ -115,35 +115,28 @@ ALL_MODES = (*MODES, "eager") if BACKEND == "jax" else MODES
 
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_equals_the_plain_computation(mode):
-    for case in CASES:
+    # On PyTorch all of them; what is compiled or slow takes fewer.
+    few = {"eager": CASES[2:3]}.get(mode, CASES[1:4])
+    for case in CASES if BACKEND == "torch" else few:
         floats, labels, weights = data(
             transpose=case.get("transpose", False),
             ignore_class=case.get("ignore_class"),
         )
         y, w = ops.convert_to_tensor(labels), ops.convert_to_tensor(weights)
 
-        def of_tokens(hidden, kernel, bias):
-            return ops.sum(
-                w * linear_cross_entropy(hidden, kernel, y, bias, **case)
+        def ours(hidden, kernel, bias):
+            """Both schemes in one program, with other cotangents than one."""
+            losses = linear_cross_entropy(hidden, kernel, y, bias, **case)
+            total, _ = weighted_loss(
+                hidden, (kernel, bias), y, w, Loss(**case), None
             )
+            return ops.sum(w * losses) + 3 * total
 
-        def weighted(hidden, kernel, bias):
-            # Another cotangent than one.
-            return (
-                3
-                * weighted_loss(
-                    hidden, (kernel, bias), y, w, Loss(**case), None
-                )[0]
-                / 3
-            )
+        def theirs(hidden, kernel, bias):
+            return 4 * ops.sum(w * plain(hidden, kernel, bias, y, **case))
 
-        theirs = derivative(
-            lambda *floats: ops.sum(w * plain(*floats, y, **case)),
-            floats,
-            mode,
-        )
-        for ours in (of_tokens, weighted):
-            assert_close(derivative(ours, floats, mode), theirs, 3e-6)
+        found = [derivative(fn, floats, mode) for fn in (ours, theirs)]
+        assert_close(*found, 3e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
