@@ -306,9 +306,9 @@ def translation():
 # What trains
 
 
-def check_optimizer(cls):
+def check_optimizer(cls, dtype="float32"):
     optimizer = cls(0.1)
-    variable = keras.Variable(batch(64, 64), name="kernel")
+    variable = keras.Variable(batch(64, 64), dtype=dtype, name="kernel")
     before = to_numpy([variable])[0].copy()
     optimizer.apply([ops.convert_to_tensor(batch(64, 64))], [variable])
     after = to_numpy([variable])[0]
@@ -318,10 +318,18 @@ def check_optimizer(cls):
 
 for name in (
     *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
-    *("LDAdam", "MicroAdam", "SinkGD"),
+    *("LDAdam", "MicroAdam", "Muon8bit", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
     ROWS[f"optimizers.{name}",] = functools.partial(check_optimizer, cls)
+
+
+@row("optimizers.SixteenBit")
+def wrapped():
+    check_optimizer(
+        lambda rate: optimizers.SixteenBit(keras.optimizers.SGD(rate)),
+        dtype="bfloat16",
+    )
 
 
 @row("callbacks.AutoDrop", "callbacks.BanditLearningRate")
@@ -492,6 +500,13 @@ def recomputing():
     model = keras.Sequential([keras.Input((4,)), *blocks])
     assert recompute(model) is model
     all_finite(model(batch(2, 4), training=True))
+
+
+@row("utils.memory_plan", "utils.MemoryPlan")
+def plan_of_memory():
+    model = keras.Sequential([keras.Input((4,)), Dense(4)])
+    plan = utils.memory_plan(model, 2, "1GiB", verbose=0)
+    assert isinstance(plan, utils.MemoryPlan) and plan.fits
 
 
 @row("utils.check_reversibility")

@@ -10,6 +10,7 @@ import sys
 from benchmarks import convergence
 from benchmarks import end_to_end
 from benchmarks import existing
+from benchmarks import existing_peaks
 from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "convergence": convergence,
     "end_to_end": end_to_end,
     "existing": existing,
+    "existing_peaks": existing_peaks,
     "optimizers": optimizers,
     "published": published,
     "reversible": reversible,

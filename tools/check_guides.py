@@ -27,6 +27,9 @@ ARGUMENTS = {
     "deeper_in_the_same_memory": (
         "--epochs 1 --depth 1 --times 2 --width 4 --batch-size 512"
     ),
+    "existing_model": (
+        "--parts lora --batch-size 2 --steps 1 --depth 2 --width 16"
+    ),
     "fine_tune_gpt2": (
         "--first-steps 1 --steps 2 --depth 1 --width 16 --batch-size 64"
     ),

@@ -110,7 +110,14 @@ def _gradient_of(fn):
 
 
 def _compile(jitted, params, inputs):
-    return jitted.lower(params, inputs).compile().memory_analysis()
+    # Machine code that is not made better takes the same memory.
+    options = {"xla_backend_optimization_level": 0}
+    if jax.default_backend() == "cpu":
+        options["xla_llvm_disable_expensive_passes"] = True
+    else:
+        options = None
+    lowered = jitted.lower(params, inputs)
+    return lowered.compile(compiler_options=options).memory_analysis()
 
 
 def update_bytes(prepare):

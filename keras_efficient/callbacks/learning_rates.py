@@ -17,8 +17,7 @@ def named_optimizers(model):
             "Compile it with one, such as `optimizer='adam'`, or leave out "
             "the callback."
         )
-    # A LossScaleOptimizer may hold a MultiOptimizer.
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = _unwrapped(optimizer)
     if not hasattr(optimizer, "optimizers"):
         return [("learning_rate", optimizer)]
     named = {}
@@ -28,8 +27,15 @@ def named_optimizers(model):
         while key in named:
             number += 1
             key = f"{name}_{number}"
-        named[key] = inner
+        named[key] = _unwrapped(inner)
     return list(named.items())
+
+
+def _unwrapped(optimizer):
+    """Return what a LossScaleOptimizer or another wrapper holds."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
 
 
 def check_learning_rates(named_optimizers, callback):

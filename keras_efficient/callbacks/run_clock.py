@@ -52,12 +52,11 @@ class RunClock:
     def is_first_time(self, part, last):
         """Return whether so large a part of the run is done for the first time.
 
-        It was not yet at any number of steps that the list `last` holds, and
-        at least one step is left.
+        It was not yet at any number of steps that the list `last` holds.
         """
         done, total = self._progress()
         since = done - round(part * total, 6)  # 0.9 has no exact float
-        if since < 0 or not done < total:
+        if since < 0 or not total:
             return False
         return all(self.steps - steps > since for steps in last)
 

@@ -2,6 +2,9 @@
 
 from keras_efficient import backend
 from keras_efficient.conversion.arguments import in_words
+from keras_efficient.conversion.choose_segments import choose_segments
+from keras_efficient.conversion.install import install
+from keras_efficient.conversion.install import reinstall
 from keras_efficient.conversion.least_work import Cost
 from keras_efficient.conversion.least_work import least_peak
 from keras_efficient.conversion.least_work import least_work
@@ -47,7 +50,7 @@ def fit_budget(model, segments, inputs, budget, optimizer=None):
     peak = peak_of_step(model, inputs, fixed)
     if peak <= budget:
         return []
-    segments, costs = _measure(model, segments, inputs)
+    segments, costs = _costs(model, segments, inputs)
     best, tried = None, {}
     # The limit is for what segments keep; there is other memory at the peak.
     low, high = 0, sum(cost.kept for cost in costs)
@@ -74,6 +77,28 @@ def fit_budget(model, segments, inputs, budget, optimizer=None):
     return found
 
 
+def measure_segments(model, inputs):
+    """Measure the segments that `recompute` would choose.
+
+    Returns:
+        List of `Cost`, and the most bytes of the forward and the backward pass
+        with all of them recomputed; `[], None` if there is nothing to gain.
+    """
+    try:
+        chosen = choose_segments(model, "auto")
+    except ValueError:
+        return [], None
+    before, segments = install(model, chosen)
+    try:
+        if before:
+            return [], None  # it is what the model does
+        segments, costs = _costs(model, segments, inputs)
+        _let(segments, recomputed)
+        return costs, backend.peak_bytes(*as_function(model), inputs)
+    finally:
+        reinstall(model, before)
+
+
 def _let(segments, way):
     for group in segments:
         for segment in group:
@@ -96,7 +121,7 @@ class _Probe:
             return as_it_is(run, arguments, body, training)
 
 
-def _measure(model, segments, inputs):
+def _costs(model, segments, inputs):
     """Return the segments in the order in which they run, and their costs."""
     order = []
     probes = [_Probe(number, order) for number in range(len(segments))]

@@ -6,9 +6,8 @@ from keras_efficient.conversion.arguments import as_batch
 from keras_efficient.conversion.arguments import as_bytes
 from keras_efficient.conversion.choose_segments import choose_segments
 from keras_efficient.conversion.fit_budget import fit_budget
-from keras_efficient.conversion.layer_tree import all_layers
-from keras_efficient.conversion.layer_tree import graph_of
-from keras_efficient.conversion.segments import restore
+from keras_efficient.conversion.install import install
+from keras_efficient.conversion.install import reinstall
 
 
 def recompute(model, segments="auto", inputs=None, budget=None):
@@ -94,37 +93,14 @@ def recompute(model, segments="auto", inputs=None, budget=None):
     chosen = [] if segments is None else choose_segments(model, segments)
     if budget is not None:
         budget, inputs = as_bytes(budget), as_batch(model, inputs)
-    before = _restore(model)
-    # A subclass may fail to pass `training` on, or not ask for it at all;
-    # then the first Dropout tells all layers behind it that it is `False`.
-    modes = (True,) if graph_of(model) else (True, False, None)
-    replacements = [kind(*arguments, modes) for kind, *arguments in chosen]
-    for replacement in replacements:
-        replacement.install()
+    before, found = install(model, chosen)
     if budget is not None:
-        parts = _together(replacements)
         try:
             optimizer = getattr(model, "optimizer", None)
-            fit_budget(model, parts, inputs, budget, optimizer)
+            fit_budget(model, found, inputs, budget, optimizer)
         except BaseException:
-            _restore(model)
-            for replacement in before:
-                replacement.install()
+            reinstall(model, before)
             raise
     if getattr(model, "train_function", None) is not None:
         model.train_function = None  # it was compiled for another model
     return model
-
-
-def _restore(model):
-    return [x for layer in all_layers(model) for x in restore(layer)]
-
-
-def _together(replacements):
-    """Segments, those of one layer in a list."""
-    found = {}
-    for replacement in replacements:
-        for segment in replacement.segments:
-            key = getattr(segment, "layer", segment)
-            found.setdefault(id(key), []).append(segment)
-    return list(found.values())

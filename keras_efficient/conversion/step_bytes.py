@@ -13,15 +13,24 @@ from keras_efficient.autodiff.record import values
 
 
 def bytes_of(tree):
-    """Count the bytes of the tensors in a nested structure.
+    """Count the bytes of the tensors in a nested structure, on one device.
 
     Other leaves, such as `None` and `True`, take none.
     """
     return sum(
-        math.prod(leaf.shape) * _itemsize(leaf.dtype)
+        math.prod(_shape_on_a_device(leaf)) * _itemsize(leaf.dtype)
         for leaf in keras.tree.flatten(tree)
         if hasattr(leaf, "shape")
     )
+
+
+def _shape_on_a_device(x):
+    if isinstance(x, keras.Variable):
+        x = x.value
+    sharding = getattr(x, "sharding", None)  # on JAX, unless it is traced
+    if hasattr(sharding, "shard_shape"):
+        return sharding.shard_shape(tuple(x.shape))
+    return x.shape
 
 
 def _itemsize(dtype):
@@ -67,14 +76,38 @@ def as_function(model, context=contextlib.nullcontext):
 
 def state_bytes(optimizer, variables):
     """Return the bytes that an optimizer keeps for each variable."""
-    sizes = []
+    sizes, known = [], {}
     for variable in variables:
-        # One variable after another: no more than the state of one is there.
-        fresh = _fresh(optimizer)
-        before = bytes_of(fresh.variables)
-        fresh.build([variable])
-        sizes.append(bytes_of(fresh.variables) - before)
+        key = _kind(optimizer, variable)
+        if key not in known:
+            known[key] = _state_bytes(optimizer, variable)
+        sizes.append(known[key])
     return sizes
+
+
+def _state_bytes(optimizer, variable):
+    fresh = _fresh(optimizer)
+    before = len(fresh.variables)
+    if keras.distribution.distribution() is None:
+        try:
+            # Shapes alone: variables that are made in here have no values.
+            with keras.StatelessScope(initialize_variables=False):
+                fresh.build([variable])
+            made = fresh.variables[before:]
+            return bytes_of([keras.KerasTensor(v.shape, v.dtype) for v in made])
+        except ValueError:  # it makes variables of tensors
+            fresh = _fresh(optimizer)
+    fresh.build([variable])
+    return bytes_of(fresh.variables[before:])
+
+
+def _kind(optimizer, variable):
+    """What the state of a variable depends on."""
+    # This one asks for names.
+    if isinstance(optimizer, keras.optimizers.Muon):
+        return variable.path
+    shape = _shape_on_a_device(variable)
+    return tuple(variable.shape), tuple(shape), str(variable.dtype)
 
 
 def update_bytes(optimizer, variables):

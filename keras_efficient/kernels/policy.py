@@ -96,8 +96,8 @@ def why_not(kernel, framework, device):
     if (kernel, framework) in _failed:
         return _failed[kernel, framework]
     if kernel == "numba":
-        # By name they run there, serially, once they are compiled anew.
-        if threads.is_forked() and kernels() == "auto":
+        # Those of PyTorch run serially as they are; others are compiled anew.
+        if threads.is_forked() and framework != "torch" and kernels() == "auto":
             return "this process is the fork of another"
         return support.why_not(framework, device)
     if framework != "torch":

@@ -76,6 +76,9 @@ def micro_adam_step(
     The paper's Algorithm 1 is `alpha=0, bias_correction="full",
     rounding="nearest"`.
 
+    With k = 0 there is no window: the rest is all there is, and u is the
+    second of its two terms.
+
     Args:
         gradient: Tensor g of any shape.
         state: `MicroAdamState`, all zeros at first.
@@ -160,10 +163,12 @@ def micro_adam_steps(
     e = dequantize_4bit(codes, low, high)
     e = joined.split(ops.reshape(e, g.shape))  # without what fills up blocks
     a = g + joined.join(e)
-    new_indices, new_values = block_top_k(a, k)
-    if keras.backend.standardize_dtype(slots.values[0].dtype) == "bfloat16":
-        new_values = round_to_bfloat16(new_values)
-    rest = a - _at_indices(new_indices, new_values, block_size)
+    rest = a
+    if k:
+        new_indices, new_values = block_top_k(a, k)
+        if keras.backend.standardize_dtype(slots.values[0].dtype) == "bfloat16":
+            new_values = round_to_bfloat16(new_values)
+        rest = a - _at_indices(new_indices, new_values, block_size)
     u_rest = alpha * rest / (ops.sqrt(v_hat) + epsilon)
 
     # The new error feedback
@@ -178,6 +183,12 @@ def micro_adam_steps(
         for x, like in zip(quantize_4bit(e, noise), slots[3:6])
     ]
 
+    velocities = joined.split_rows(velocity, slots.velocity)
+    if not k:
+        written = [ops.reshape(step, (1,)) for _ in states]
+        window = slots.indices, slots.values, written
+        new_states = map(MicroAdamState, *window, *error, velocities)
+        return list(zip(joined.split(u_rest), new_states))
     indices, values, written = _write_row(
         slots, new_indices, new_values, step, joined.blocks
     )
@@ -196,7 +207,6 @@ def micro_adam_steps(
     window = [cut(x, joined.blocks, 1) for x in (indices, values)]
     rows = cut(written, [1 for _ in states], 1)
     window.append([ops.reshape(row, (-1,)) for row in rows])
-    velocities = joined.split_rows(velocity, slots.velocity)
     new_states = map(MicroAdamState, *window, *error, velocities)
     return list(zip(joined.split(u), new_states))
 

@@ -22,6 +22,11 @@ class AdamW8bit(Adam8bit):
             `0.999`.
         epsilon: Positive float, added to the root of the second moment.
             Defaults to `1e-7`.
+        exclude_layers: List of regular expressions. Tensors whose path one of
+            them matches (`re.search`) keep plain AdamW, `["output"]` for
+            instance. Which these are is kept when a model is saved, and holds
+            when it is loaded, whatever their paths are then. Defaults to
+            `None`.
         weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
             variables of 16 bits are rounded after a step; others are not. See
             `keras_efficient.optimizers.SixteenBit`. Defaults to
@@ -56,6 +61,7 @@ class AdamW8bit(Adam8bit):
         beta_1=0.9,
         beta_2=0.999,
         epsilon=1e-7,
+        exclude_layers=None,
         weight_rounding="compensated",
         min_size=4096,
         name=None,
@@ -72,6 +78,7 @@ class AdamW8bit(Adam8bit):
             beta_2=beta_2,
             epsilon=epsilon,
             min_size=min_size,
+            exclude_layers=exclude_layers,
             weight_rounding=weight_rounding,
             weight_decay=weight_decay,
             name=name,

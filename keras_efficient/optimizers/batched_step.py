@@ -28,16 +28,20 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         learning_rate: Float or scalar tensor.
     """
     rate = ops.cast(learning_rate, "float32")
-    plain, compressed = [], []
+    plain, compressed, for_kernels = [], [], []
     for gradient, variable in zip(gradients, variables):
         index = optimizer._get_variable_index(variable)
         row = index, variable, optimizer._states[index], gradient
         if row[2]:
             _check_plain(optimizer, row)
-        is_compressed = optimizer._is_compressed[index]
-        (compressed if is_compressed else plain).append(row)
-    if optimizer.HAS_KERNEL and compressed:
-        compressed = _without_kernel(optimizer, compressed, rate)
+        if not optimizer._is_compressed[index]:
+            plain.append(row)
+        elif optimizer._has_kernel(index):
+            for_kernels.append(row)
+        else:
+            compressed.append(row)
+    if for_kernels:
+        compressed += _without_kernel(optimizer, for_kernels, rate)
     plain, compressed = map(_with_state, (plain, compressed))
     if not optimizer.STEPS_BY_ENTRY:
         step_each(optimizer, optimizer._step_plain, plain, rate)

@@ -11,9 +11,13 @@ from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.batched_step import batched_step
 from keras_efficient.optimizers.batched_step import step_each
+from keras_efficient.optimizers.dense import dense
+from keras_efficient.optimizers.excluded import find_excluded
+from keras_efficient.optimizers.excluded import record_of
 from keras_efficient.optimizers.float32_weights import Float32Weights
 from keras_efficient.optimizers.float32_weights import float32_gradients
 from keras_efficient.optimizers.names import automatic_name
+from keras_efficient.optimizers.names import check_real
 from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
@@ -24,9 +28,9 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     A subclass says which tensors are compressed (`_is_compressible`; those of
     at least `min_size` elements by default), what state they have
     (`_add_compressed_state`) and how they step (`_step_compressed`; and, where
-    kernels may do so, `HAS_KERNEL` and `_kernel_arguments`). Other tensors keep
-    Adam's moments in float32, unless it overrides `_add_plain_state` and
-    `_step_plain`.
+    kernels may do so, `HAS_KERNEL` and `_kernel_arguments`). Other tensors, and
+    those whose path matches `exclude_layers`, keep Adam's moments in float32,
+    unless it overrides `_add_plain_state` and `_step_plain`.
 
     Of variables with 16 bits all is computed in float32: unscaling, clipping,
     accumulation, decay, the step and the average. Only what comes of it is
@@ -37,13 +41,25 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     # of each other.
     STEPS_BY_ENTRY = True
     HAS_KERNEL = False
+    # Whether layers in `exclude_layers` keep plain state.
+    EXCLUDES_TO_PLAIN = True
 
     def __init__(
-        self, learning_rate, min_size, weight_rounding, name=None, **kwargs
+        self,
+        learning_rate,
+        min_size,
+        weight_rounding,
+        exclude_layers,
+        name=None,
+        **kwargs,
     ):
         name = automatic_name(type(self)) if name is None else name
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.min_size = min_size
+        self.exclude_layers = list(exclude_layers or [])
+        # What was excluded when this was built, or is to be. Not by `setattr`,
+        # because TensorFlow would wrap it.
+        self.__dict__["_excluded"] = None
         self.weight_rounding = weight_rounding
         self._weights = Float32Weights(weight_rounding)
 
@@ -73,17 +89,16 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
-        for variable in variables:
-            dtype = keras.backend.standardize_dtype(variable.dtype)
-            if dtype.startswith("complex"):
-                raise TypeError(
-                    f"`{type(self).__name__}` trains real variables. Received: "
-                    f"'{path_of(variable)}' of dtype {dtype}. Train its real "
-                    "and imaginary parts as two variables."
-                )
+        check_real(self, variables)
         super().build(variables)
         # For each variable, whether it is compressed, and its state.
-        self._is_compressed = [self._is_compressible(v) for v in variables]
+        excluded = self._find_excluded(variables)
+        self.__dict__["_excluded"] = record_of(variables, excluded)
+        self._is_compressed = [
+            not (is_excluded and self.EXCLUDES_TO_PLAIN)
+            and self._is_compressible(variable)
+            for variable, is_excluded in zip(variables, excluded)
+        ]
         self._states = [
             self._add_compressed_state(variable)
             if is_compressed
@@ -91,6 +106,10 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             for variable, is_compressed in zip(variables, self._is_compressed)
         ]
         self._weights.build(self, variables)
+
+    def _find_excluded(self, variables):
+        patterns = self.exclude_layers
+        return find_excluded(patterns, variables, self._excluded)
 
     def add_variable_from_reference(
         self, reference_variable, name=None, initializer="zeros"
@@ -136,7 +155,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None):
         """As in Keras; gradients that are sparse become dense."""
-        grads = [x if x is None else _dense(x) for x in grads]
+        grads = [x if x is None else dense(x) for x in grads]
         super().apply(float32_gradients(self, grads), trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
@@ -146,7 +165,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         # TensorFlow's gradient of an embedding is sparse; this makes it dense.
         gradient = ops.reshape(gradient, variable.shape)
         is_compressed = self._is_compressed[index]
-        if is_compressed and self.HAS_KERNEL:
+        if is_compressed and self._has_kernel(index):
             row = self._row(index, variable, state, gradient)
             arguments = self._kernel_arguments(learning_rate)
             (results,) = dispatch.do_steps([row], arguments)
@@ -162,6 +181,10 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         for slot, result in zip(slots, state):
             self.assign(slot, result)
         self._move(variable, update, learning_rate)
+
+    def _has_kernel(self, index):
+        """Return whether there is a kernel for a compressed variable."""
+        return self.HAS_KERNEL
 
     def _row(self, index, variable, state, gradient):
         """Return what `dispatch.do_steps` takes of a variable."""
@@ -232,8 +255,21 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         )
 
     def get_config(self):
-        config = {"weight_rounding": self.weight_rounding}
+        config = {
+            "weight_rounding": self.weight_rounding,
+            "exclude_layers": list(self.exclude_layers),
+        }
+        if self._excluded:
+            config["excluded"] = self._excluded
         return {**super().get_config(), **config}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        excluded = config.pop("excluded", None)
+        optimizer = super().from_config(config, custom_objects)
+        optimizer.__dict__["_excluded"] = excluded
+        return optimizer
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Update all variables: on PyTorch many at a time.
@@ -260,12 +296,3 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             backend.run_compiled(step_all, (grads, learning_rate), self, key)
         else:
             step_all(grads, learning_rate)
-
-
-def _dense(gradient):
-    """Return a dense tensor; TensorFlow's slices stay until `update_step`."""
-    if backend.is_dense(gradient):
-        return gradient
-    gradient = ops.convert_to_tensor(gradient, sparse=False)
-    # PyTorch has its own.
-    return getattr(gradient, "to_dense", lambda: gradient)()

@@ -72,8 +72,10 @@ class LDAdam(CompressedOptimizer):
             `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep plain Adam. Defaults to
             `4096`.
-        exclude_layers: List of strings. Tensors whose path contains one of
-            them keep plain Adam, `["output"]` for instance. Defaults to
+        exclude_layers: List of regular expressions. Tensors whose path one of
+            them matches (`re.search`) keep plain Adam, `["output"]` for
+            instance. Which these are is kept when a model is saved, and holds
+            when it is loaded, whatever their paths are then. Defaults to
             `None`.
         exclude_embeddings: Boolean, whether embeddings keep plain Adam.
             Defaults to `True`.
@@ -118,7 +120,12 @@ class LDAdam(CompressedOptimizer):
         **kwargs,
     ):
         super().__init__(
-            learning_rate, min_size, weight_rounding, name=name, **kwargs
+            learning_rate,
+            min_size,
+            weight_rounding,
+            exclude_layers,
+            name=name,
+            **kwargs,
         )
         self.rank = rank
         self.beta_1 = beta_1
@@ -128,7 +135,6 @@ class LDAdam(CompressedOptimizer):
         self.error_feedback = error_feedback
         self.bucket_size = bucket_size
         self.rounding = rounding
-        self.exclude_layers = list(exclude_layers or [])
         self.exclude_embeddings = exclude_embeddings
         self._validate()
 
@@ -153,8 +159,6 @@ class LDAdam(CompressedOptimizer):
         if len(variable.shape) < 2 or min(_sides(variable)) < self.rank:
             return False
         if self.exclude_embeddings and "embedding" in variable.name:
-            return False
-        if any(keyword in variable.path for keyword in self.exclude_layers):
             return False
         return math.prod(variable.shape) >= self.min_size
 
@@ -209,7 +213,6 @@ class LDAdam(CompressedOptimizer):
                 "exclude_embeddings",
             )
         }
-        config["exclude_layers"] = list(self.exclude_layers)
         return {**super().get_config(), **config}
 
 

@@ -23,6 +23,11 @@ class Lion8bit(Optimizer8bit):
         beta_1: Float in [0, 1). Weight of the momentum in the update.
             Defaults to `0.9`.
         beta_2: Float in [0, 1). Decay of the momentum. Defaults to `0.99`.
+        exclude_layers: List of regular expressions. Tensors whose path one of
+            them matches (`re.search`) keep plain Lion, `["output"]` for
+            instance. Which these are is kept when a model is saved, and holds
+            when it is loaded, whatever their paths are then. Defaults to
+            `None`.
         weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
             variables of 16 bits are rounded after a step; others are not. See
             `keras_efficient.optimizers.SixteenBit`. Defaults to
@@ -56,13 +61,19 @@ class Lion8bit(Optimizer8bit):
         learning_rate=0.001,
         beta_1=0.9,
         beta_2=0.99,
+        exclude_layers=None,
         weight_rounding="compensated",
         min_size=4096,
         name=None,
         **kwargs,
     ):
         super().__init__(
-            learning_rate, min_size, weight_rounding, name=name, **kwargs
+            learning_rate,
+            min_size,
+            weight_rounding,
+            exclude_layers,
+            name=name,
+            **kwargs,
         )
         self.beta_1 = beta_1
         self.beta_2 = beta_2

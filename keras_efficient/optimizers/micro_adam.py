@@ -61,6 +61,11 @@ class MicroAdam(CompressedOptimizer):
             Indices take one byte up to 256 and two beyond. Defaults to `256`.
         bucket_size: Even integer, the number of entries that share the
             bounds of the error feedback. Defaults to `64`.
+        exclude_layers: List of regular expressions. Tensors whose path one of
+            them matches (`re.search`) keep plain Adam, `["output"]` for
+            instance. Which these are is kept when a model is saved, and holds
+            when it is loaded, whatever their paths are then. Defaults to
+            `None`.
         weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
             variables of 16 bits are rounded after a step; others are not. See
             `keras_efficient.optimizers.SixteenBit`. Defaults to
@@ -111,6 +116,7 @@ class MicroAdam(CompressedOptimizer):
         density=0.01,
         block_size=256,
         bucket_size=64,
+        exclude_layers=None,
         weight_rounding="compensated",
         min_size=4096,
         alpha=0.4,
@@ -121,7 +127,12 @@ class MicroAdam(CompressedOptimizer):
         **kwargs,
     ):
         super().__init__(
-            learning_rate, min_size, weight_rounding, name=name, **kwargs
+            learning_rate,
+            min_size,
+            weight_rounding,
+            exclude_layers,
+            name=name,
+            **kwargs,
         )
         self.beta_1 = beta_1
         self.beta_2 = beta_2
@@ -143,9 +154,9 @@ class MicroAdam(CompressedOptimizer):
                 "`epsilon` must be positive: the second moment of most "
                 f"entries is 0. Received: epsilon={self.epsilon}"
             )
-        if not 0 < self.density <= 1:
+        if not 0 <= self.density <= 1:
             raise ValueError(
-                "`density` must be in (0, 1]: it is the part of each gradient "
+                "`density` must be in [0, 1]: it is the part of each gradient "
                 f"that enters the window. Received: density={self.density}"
             )
         if not 0 <= self.alpha <= 1:
@@ -196,7 +207,8 @@ class MicroAdam(CompressedOptimizer):
 
     def _sizes(self):
         return {
-            "window": self.window,
+            # Without entries it is one row of nothing.
+            "window": self.window if self.density else 1,
             "k": math.ceil(self.density * self.block_size),
             "block_size": self.block_size,
             "bucket_size": self.bucket_size,

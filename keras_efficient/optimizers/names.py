@@ -20,6 +20,18 @@ def path_of(variable):
     return getattr(variable, "path", None) or variable.name
 
 
+def check_real(optimizer, variables):
+    """Raise a `TypeError` if one of the variables is complex."""
+    for variable in variables:
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if dtype.startswith("complex"):
+            raise TypeError(
+                f"`{type(optimizer).__name__}` trains real variables. "
+                f"Received: '{path_of(variable)}' of dtype {dtype}. Train its "
+                "real and imaginary parts as two variables."
+            )
+
+
 class OptimizerName(str):
     """A name that `keras.optimizers.get` takes, and the class behind it.
 

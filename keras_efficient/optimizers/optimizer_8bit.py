@@ -32,13 +32,7 @@ class Optimizer8bit(CompressedOptimizer):
         return math.prod(variable.shape) >= self.min_size
 
     def _add_compressed_state(self, variable):
-        shape = tuple(variable.shape)
-        scales = scale_shape(shape), "float16", scale_layout(variable)
-        slots = []
-        for name, dtype in self.MOMENTS.items():
-            slots.append(self._add(variable, f"{name}_codes", shape, dtype))
-            slots.append(self._add(variable, f"{name}_scale", *scales))
-        return tuple(slots)
+        return add_codes(self, variable, self.MOMENTS)
 
     def _add_plain_state(self, variable):
         return tuple(
@@ -80,6 +74,20 @@ class Optimizer8bit(CompressedOptimizer):
 
     def get_config(self):
         return {**super().get_config(), "min_size": self.min_size}
+
+
+def add_codes(optimizer, variable, moments):
+    """Return codes and scale of each of some moments, new variables.
+
+    `moments` is a dict from their names to the dtypes of their codes.
+    """
+    shape = tuple(variable.shape)
+    scales = scale_shape(shape), "float16", scale_layout(variable)
+    slots = []
+    for name, dtype in moments.items():
+        slots.append(optimizer._add(variable, f"{name}_codes", shape, dtype))
+        slots.append(optimizer._add(variable, f"{name}_scale", *scales))
+    return tuple(slots)
 
 
 def _join(groups, shape):

@@ -27,6 +27,11 @@ class SGD8bit(Optimizer8bit):
         momentum: Float in (0, 1). Defaults to `0.9`.
         nesterov: Boolean, whether the step looks ahead along the momentum.
             Defaults to `False`.
+        exclude_layers: List of regular expressions. Tensors whose path one of
+            them matches (`re.search`) keep plain SGD, `["output"]` for
+            instance. Which these are is kept when a model is saved, and holds
+            when it is loaded, whatever their paths are then. Defaults to
+            `None`.
         weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
             variables of 16 bits are rounded after a step; others are not. See
             `keras_efficient.optimizers.SixteenBit`. Defaults to
@@ -60,13 +65,19 @@ class SGD8bit(Optimizer8bit):
         learning_rate=0.01,
         momentum=0.9,
         nesterov=False,
+        exclude_layers=None,
         weight_rounding="compensated",
         min_size=4096,
         name=None,
         **kwargs,
     ):
         super().__init__(
-            learning_rate, min_size, weight_rounding, name=name, **kwargs
+            learning_rate,
+            min_size,
+            weight_rounding,
+            exclude_layers,
+            name=name,
+            **kwargs,
         )
         self.momentum = momentum
         self.nesterov = nesterov

@@ -5,9 +5,9 @@ import keras
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops import sink_gd_step
-from keras_efficient.ops.quantize_8bit import scale_shape
+from keras_efficient.optimizers.adam_8bit import Adam8bit
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
-from keras_efficient.optimizers.state_layout import scale_layout
+from keras_efficient.optimizers.optimizer_8bit import add_codes
 
 SMALLEST_8BIT = 4096  # elements; smaller tensors have Adam in float32
 
@@ -63,8 +63,11 @@ class SinkGD(CompressedOptimizer):
         min_size: Integer. Smaller tensors get Adam. Defaults to `4096`.
         rest: `"adam8bit"` or `"adam"`, what tensors of at least 4096 elements
             get that are not normalized. Defaults to `"adam8bit"`.
-        exclude_layers: List of strings. Tensors whose path contains one of
-            them get Adam, `["output"]` for instance. Defaults to `None`.
+        exclude_layers: List of regular expressions. Tensors whose path one of
+            them matches (`re.search`) get Adam, `["output"]` for
+            instance. Which these are is kept when a model is saved, and holds
+            when it is loaded, whatever their paths are then. Defaults to
+            `None`.
         exclude_embeddings: Boolean, whether embeddings get Adam. Defaults to
             `True`.
         name: String. Defaults to `None`: `"sink_gd"`, `"sink_gd_1"` and so on.
@@ -109,7 +112,12 @@ class SinkGD(CompressedOptimizer):
         **kwargs,
     ):
         super().__init__(
-            learning_rate, min_size, weight_rounding, name=name, **kwargs
+            learning_rate,
+            min_size,
+            weight_rounding,
+            exclude_layers,
+            name=name,
+            **kwargs,
         )
         self.alpha = alpha
         self.sinkhorn_iterations = sinkhorn_iterations
@@ -117,7 +125,6 @@ class SinkGD(CompressedOptimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.rest = rest
-        self.exclude_layers = list(exclude_layers or [])
         self.exclude_embeddings = exclude_embeddings
         self._validate()
 
@@ -138,7 +145,12 @@ class SinkGD(CompressedOptimizer):
 
     def build(self, variables):
         if not self.built:
-            self._is_matrix = [self._counts_as_matrix(v) for v in variables]
+            self._is_matrix = [
+                not is_excluded and self._counts_as_matrix(variable)
+                for variable, is_excluded in zip(
+                    variables, self._find_excluded(variables)
+                )
+            ]
         super().build(variables)
 
     def _is_compressible(self, variable):
@@ -150,9 +162,7 @@ class SinkGD(CompressedOptimizer):
         shape = variable.shape
         if len(shape) < 2 or shape[-1] < 2 or math.prod(shape[:-1]) < 2:
             return False
-        if self.exclude_embeddings and "embedding" in variable.name:
-            return False
-        return not any(word in variable.path for word in self.exclude_layers)
+        return not (self.exclude_embeddings and "embedding" in variable.name)
 
     def _add_compressed_state(self, variable):
         return ()
@@ -161,13 +171,7 @@ class SinkGD(CompressedOptimizer):
         shape = tuple(variable.shape)
         if self.rest != "adam8bit" or math.prod(shape) < SMALLEST_8BIT:
             return super()._add_plain_state(variable)
-        scales = scale_shape(shape), "float16", scale_layout(variable)
-        return Adam8bitState(
-            self._add(variable, "momentum_codes", shape, "int8"),
-            self._add(variable, "momentum_scale", *scales),
-            self._add(variable, "velocity_codes", shape, "uint8"),
-            self._add(variable, "velocity_scale", *scales),
-        )
+        return add_codes(self, variable, Adam8bit.MOMENTS)
 
     def _step_compressed(self, gradient, state, index):
         return (sink_gd_step(gradient, self.sinkhorn_iterations),)
@@ -199,5 +203,4 @@ class SinkGD(CompressedOptimizer):
                 "exclude_embeddings",
             )
         }
-        config["exclude_layers"] = list(self.exclude_layers)
         return {**super().get_config(), **config}

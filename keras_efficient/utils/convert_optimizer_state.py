@@ -60,11 +60,10 @@ def convert_optimizer_state(source, target, variables):
     model.fit(x, y, verbose=0)
     ```
     """
-    # A LossScaleOptimizer has the state of another.
-    old, new = (getattr(x, "inner_optimizer", x) for x in (source, target))
+    old, new = map(_unwrapped, (source, target))
     names = _check(old, new)
     if not new.built:
-        new.build(variables)
+        target.build(variables)
     if old.use_ema and new.use_ema:
         names = (*names, "average")
     pairs = []
@@ -82,6 +81,13 @@ def convert_optimizer_state(source, target, variables):
     new.variables[0].assign(updates * (new.gradient_accumulation_steps or 1))
     _copy_learning_rate(old, new)
     return target
+
+
+def _unwrapped(optimizer):
+    """Return what a LossScaleOptimizer or another wrapper holds."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
 
 
 def _check(source, target):

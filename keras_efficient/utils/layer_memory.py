@@ -4,7 +4,6 @@ import keras
 
 from keras_efficient import backend
 from keras_efficient.conversion.step_bytes import as_function
-from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.layers import ReversibleLayer
 
 
@@ -55,7 +54,7 @@ def children_of(layer):
 
 
 def activations_of(model, rows, inputs):
-    """Measure what each layer keeps, and what it is called with.
+    """Measure what each layer keeps.
 
     Args:
         model: Keras model.
@@ -64,37 +63,36 @@ def activations_of(model, rows, inputs):
 
     Returns:
         Dict from the number of a row to the bytes that it keeps, with `None`
-        for what no row has computed; and a dict from the number to the bytes
-        of the inputs that it is called with.
+        for what no row has computed.
     """
-    sizes = {}
     layers = [layer for _, layer in rows]
-    fn, params = as_function(model, lambda: _labelled(layers, sizes))
+    fn, params = as_function(model, lambda: _labelled(layers))
     counts = backend.saved_bytes_by_label(fn, params, inputs)
-    counts = {
+    return {
         None if number is None else int(number): size
         for number, size in counts.items()
     }
-    return counts, sizes
 
 
 @contextlib.contextmanager
-def _labelled(layers, sizes):
-    """Give what a layer computes to its number, and note its inputs."""
+def _labelled(layers):
+    """Give what a layer computes to its number."""
 
     def labelled(number, call):
         def fn(*args, **kwargs):
-            sizes[number] = bytes_of((args, kwargs))
             with backend.label(str(number)):
                 return call(*args, **kwargs)
 
         return fn
 
+    before = [vars(layer).get("call") for layer in layers]
     for number, layer in enumerate(layers):
         # Not by `setattr`, which would track it.
         vars(layer)["call"] = labelled(number, layer.call)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, call in zip(layers, before):
             del vars(layer)["call"]
+            if call is not None:  # that of `recompute`
+                vars(layer)["call"] = call

@@ -5,23 +5,25 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from keras_efficient import optimizers
 from keras_efficient.conversion.arguments import as_batch
+from keras_efficient.conversion.arguments import as_bytes
 from keras_efficient.conversion.arguments import batch_size
-from keras_efficient.conversion.step_bytes import Fixed
 from keras_efficient.conversion.step_bytes import bytes_of
-from keras_efficient.conversion.step_bytes import state_bytes
-from keras_efficient.conversion.step_bytes import update_bytes
 from keras_efficient.utils.layer_memory import activations_of
 from keras_efficient.utils.layer_memory import plain_runs
 from keras_efficient.utils.layer_memory import rows_of
+from keras_efficient.utils.measured_step import Change
+from keras_efficient.utils.memory_plan import make_plan
+from keras_efficient.utils.memory_usage import GIB
 from keras_efficient.utils.memory_usage import LayerMemory
 from keras_efficient.utils.memory_usage import MemoryReport
+from keras_efficient.utils.progress import progress
+from keras_efficient.utils.step_measurement import OPTIMIZERS
+from keras_efficient.utils.step_measurement import check_built
+from keras_efficient.utils.step_measurement import measure_step
 from keras_efficient.utils.step_memory import Line
 from keras_efficient.utils.step_memory import measure_line
 from keras_efficient.utils.step_memory import usage
-
-OPTIMIZERS = ("Adam8bit", "MicroAdam", "SinkGD")
 
 
 def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
@@ -46,8 +48,10 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
       `reversible=False` (measured);
     - `to_reversible`, for a GPT-2 or BERT of KerasHub (measured on the
       backbone; it computes a nearby function, see there);
-    - `Recompute` around each layer (estimated: all inputs, and what the
-      largest layer keeps).
+    - `keras_efficient.recompute`, with the segments that it would choose
+      (computed from what each keeps); and the same with MicroAdam.
+
+    With a budget the report ends in the plan that `memory_plan` makes.
 
     The peak of the process is larger where its allocator holds back what was
     freed. On Linux, the environment variable `MALLOC_MMAP_THRESHOLD_=131072`
@@ -55,20 +59,22 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
 
     Args:
         model: A built Keras model with one or several inputs and outputs.
-        inputs: A batch: array, tensor or a nested structure of them; or the
-            number of examples in one, for a model that knows the shape of its
-            inputs.
-        optimizer: `keras.optimizers.Optimizer`, which is not changed. Defaults
-            to `None`: that of the compiled model, or none.
-        budget: Float, GiB. With it the report has the largest batch that fits.
-            Defaults to `None`.
+        inputs: A batch: array, tensor or a nested structure of them; a
+            dataset, whose first batch is taken; or the number of examples, for
+            a model that knows the shape of its inputs.
+        optimizer: `keras.optimizers.Optimizer`, which is not changed, or its
+            name. Defaults to `None`: that of the compiled model, or none.
+        budget: Number of GiB, or a string such as `"8GiB"`. With it the report
+            has the largest batch that fits. Defaults to `None`.
         verbose: `0` or `1`. Whether to print the tables. Defaults to `1`.
 
     Returns:
         `MemoryReport`: `layers`, a list of `LayerMemory`; `usage`, a dict from
         "as it is" and from each lever to a `MemoryUsage`; all in bytes.
+        `report.plan` is the `MemoryPlan`, or `None` without a budget;
         `report.as_dict()` is made for JSON, `report.plot("memory.png")` draws
-        stacked bars.
+        stacked bars. Under `keras.distribution` on JAX, bytes of variables are
+        those on one device.
 
     Raises:
         ValueError: a number is given for a model whose inputs are not known,
@@ -83,33 +89,30 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
     print(report.usage["MicroAdam"].largest_batch)
     ```
     """
-    if not model.built:
-        raise ValueError(
-            f"The model '{model.name}' is not built, so that its variables "
-            "are not known. Call it on a batch once, or start it with a "
-            "`keras.Input`."
-        )
-    inputs = as_batch(model, inputs)
-    optimizer = optimizer or getattr(model, "optimizer", None)
-    rows = rows_of(model)
-    activations, sizes = activations_of(model, rows, inputs)
-    kept = sum(activations.values())
-    line = measure_line(model, inputs)
-    variables = model.trainable_variables
-    parameters = bytes_of(model.weights), bytes_of(variables)
-    states = {"as it is": [0 for _ in variables]}
-    fixed = {"as it is": Fixed(*parameters, 0, 0)}
-    others = {name: getattr(optimizers, name)() for name in OPTIMIZERS}
-    for name, its in {"as it is": optimizer, **others}.items():
-        if its is not None:
-            states[name] = state_bytes(its, variables)
-            update = update_bytes(its, variables)
-            fixed[name] = Fixed(*parameters, sum(states[name]), update)
+    check_built(model)
+    budget = None if budget is None else as_bytes(budget)
+    with progress(verbose) as advance:
+        inputs = as_batch(model, inputs)
+        report = _measured(model, inputs, optimizer, budget, advance)
+    if verbose:
+        Console().print(report)
+    return report
 
+
+def _measured(model, inputs, optimizer, budget, advance):
+    advance("Activations of the layers")
+    rows = rows_of(model)
+    activations = activations_of(model, rows, inputs)
+    kept = sum(activations.values())
+    step = measure_step(model, inputs, optimizer, advance)
+    advance("The peak of another batch")
+    line = measure_line(model, inputs, step, is_needed=budget is not None)
+    fixed = step.fixed
     ways = {"as it is": (fixed["as it is"], kept, line)}
+    advance("Reversible layers")
     with _switched_to_reversible(model) as is_switched:
         if is_switched:
-            saved = sum(activations_of(model, rows, inputs)[0].values())
+            saved = sum(activations_of(model, rows, inputs).values())
             shorter = measure_line(model, inputs)
             ways["reversible"] = fixed["as it is"], saved, shorter
     difference = _made_reversible(model, inputs)
@@ -117,22 +120,26 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
         saved, fixed_part, an_example = difference
         shorter = Line(line.fixed + fixed_part, line.an_example + an_example)
         ways["to_reversible"] = fixed["as it is"], kept + int(saved), shorter
-    saved = sum(sizes.values()) + max(activations.values(), default=0)
-    if saved < kept:
-        less = (kept - saved) / batch_size(inputs)
-        shorter = Line(line.fixed, line.an_example - less)
-        ways["Recompute"] = fixed["as it is"], saved, shorter
+    if step.costs:
+        plainly = step.peak(Change())
+        less = plainly - step.peak(Change(recompute="all"))
+        saved = kept - sum(cost.kept - cost.inputs for cost in step.costs)
+        per_example = less / batch_size(inputs)
+        shorter = Line(line.fixed, line.an_example - per_example)
+        ways["recompute"] = fixed["as it is"], max(saved, 0), shorter
     ways |= {name: (fixed[name], kept, line) for name in OPTIMIZERS}
-    report = MemoryReport(
+    if "recompute" in ways:
+        both = fixed["MicroAdam"], *ways["recompute"][1:]
+        ways["recompute and MicroAdam"] = both
+    plan = budget and make_plan(model, batch_size(inputs), step, budget)
+    return MemoryReport(
         keras.config.backend(),
         batch_size(inputs),
-        budget,
-        _layers(model, rows, activations, states["as it is"]),
+        budget and budget / GIB,
+        _layers(model, rows, activations, step.states),
         {name: usage(*way, inputs, budget) for name, way in ways.items()},
+        plan,
     )
-    if verbose:
-        Console().print(report)
-    return report
 
 
 @contextlib.contextmanager
@@ -165,7 +172,7 @@ def _made_reversible(model, inputs):
     before, after = (
         np.array(
             [
-                sum(activations_of(x, rows_of(x), inputs)[0].values()),
+                sum(activations_of(x, rows_of(x), inputs).values()),
                 *measure_line(x, inputs),
             ]
         )

@@ -2,10 +2,12 @@ from typing import NamedTuple
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from keras_efficient.utils.matplotlib_module import matplotlib_module
 
 GIB = 2**30
+LARGEST = 10  # layers that are shown one by one
 PARTS = ("parameters", "gradients", "optimizer_state", "batch", "activations")
 
 
@@ -60,14 +62,16 @@ class MemoryReport:
         budget: Float, GiB, or `None`.
         layers: List of `LayerMemory`.
         usage: Dict from "as it is" and from each lever to `MemoryUsage`.
+        plan: `MemoryPlan` for the budget, or `None`.
     """
 
-    def __init__(self, backend, batch_size, budget, layers, usage):
+    def __init__(self, backend, batch_size, budget, layers, usage, plan=None):
         self.backend = backend
         self.batch_size = batch_size
         self.budget = budget
         self.layers = layers
         self.usage = usage
+        self.plan = plan
 
     def as_dict(self):
         """Return all of it in dictionaries, lists, strings and numbers."""
@@ -75,6 +79,7 @@ class MemoryReport:
             **vars(self),
             "layers": [layer._asdict() for layer in self.layers],
             "usage": {name: x._asdict() for name, x in self.usage.items()},
+            "plan": self.plan and self.plan.as_dict(),
         }
 
     def plot(self, to_file="memory.png"):
@@ -91,47 +96,70 @@ class MemoryReport:
         figure = module.Figure(figsize=(8, 4), layout="constrained")
         axes = figure.add_subplot()
         names = list(self.usage)
+        unit, factor = _unit(max(x.peak for x in self.usage.values()))
         left = [0.0 for _ in names]
         for part in (*PARTS, "working_memory"):
+            # Where a compiler joins activations, fewer are there at the peak.
             sizes = [
-                max(0, getattr(usage, part)) / GIB
+                max(0, getattr(usage, part) + min(0, usage.working_memory))
+                if part == "activations"
+                else max(0, getattr(usage, part))
                 for usage in self.usage.values()
             ]
+            sizes = [size / factor for size in sizes]
             label = part.replace("_", " ")
             axes.barh(names, sizes, left=left, label=label)
             left = [x + size for x, size in zip(left, sizes)]
         if self.budget:
-            axes.axvline(self.budget, color="black", linestyle="--")
+            budget = self.budget * GIB / factor
+            axes.axvline(budget, color="black", linestyle="--")
         axes.invert_yaxis()
-        axes.set_xlabel(f"GiB at the peak, batch of {self.batch_size}")
+        axes.set_xlabel(f"{unit} at the peak, batch of {self.batch_size}")
         figure.legend(loc="outside lower center", ncols=3)
         figure.savefig(to_file)
         return figure
 
     def __rich__(self):
-        return Group(self._table_of_layers(), self._table_of_usage())
+        end = [""] if self.plan is None else [Text(f"\n{self.plan}")]
+        return Group(self._table_of_layers(), self._table_of_usage(), *end)
 
     def _table_of_layers(self):
-        title = f"{self.backend}, batch of {self.batch_size}: MB by layer"
         parts = [part for part in PARTS if part != "batch"]
+        sizes = {
+            layer: [getattr(layer, part) for part in parts]
+            for layer in sorted(self.layers, key=_size, reverse=True)
+            if _size(layer)
+        }
+        unit, factor = _unit(max(map(_size, self.layers), default=0))
+        title = f"{self.backend}, batch of {self.batch_size}: {unit} by layer"
         table = _table(title, "layer", parts)
-        for layer in self.layers:
-            if any(layer[1:]):
-                sizes = [getattr(layer, part) for part in parts]
-                table.add_row(layer.name, *map(_megabytes, sizes))
+        shown = list(sizes)[:LARGEST]
+        for layer in shown:
+            table.add_row(layer.name, *_numbers(sizes[layer], factor))
+        rest = list(sizes)[LARGEST:]
+        if rest:
+            sums = [sum(part) for part in zip(*(sizes[x] for x in rest))]
+            name = f"the other {len(rest)} layers"
+            table.add_row(name, *_numbers(sums, factor))
         return table
 
     def _table_of_usage(self):
-        table = _table("MB of a training step", "", self.usage)
+        unit, factor = _unit(max(x.peak for x in self.usage.values()))
+        table = _table(f"{unit} of a training step", "", self.usage)
         for part in (*PARTS, "working_memory", "peak"):
             sizes = [getattr(usage, part) for usage in self.usage.values()]
-            table.add_row(part.replace("_", " "), *map(_megabytes, sizes))
+            row = _numbers(sizes, factor)
+            table.add_row(part.replace("_", " "), *row)
         if self.budget:
             table.add_section()
             largest = [usage.largest_batch for usage in self.usage.values()]
-            label = f"largest batch in {self.budget:g} GiB"
+            label = f"largest batch in {self.budget:.3g} GiB"
             table.add_row(label, *(f"{size:,}" for size in largest))
         return table
+
+
+def _size(layer):
+    return sum(layer[1:])
 
 
 def _table(title, first, columns):
@@ -142,5 +170,10 @@ def _table(title, first, columns):
     return table
 
 
-def _megabytes(size):
-    return f"{size / 1e6:,.1f}"
+def _unit(largest):
+    """The name of a unit for sizes up to `largest`, and its bytes."""
+    return ("GB", 1e9) if largest >= 1e10 else ("MB", 1e6)
+
+
+def _numbers(sizes, factor):
+    return [f"{size / factor:,.1f}" for size in sizes]

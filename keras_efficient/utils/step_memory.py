@@ -11,7 +11,6 @@ from keras_efficient import backend
 from keras_efficient.conversion.arguments import batch_size
 from keras_efficient.conversion.step_bytes import as_function
 from keras_efficient.conversion.step_bytes import bytes_of
-from keras_efficient.utils.memory_usage import GIB
 from keras_efficient.utils.memory_usage import MemoryUsage
 
 
@@ -25,16 +24,29 @@ class Line(NamedTuple):
         return round(self.fixed + self.an_example * batch_size)
 
 
-def measure_line(model, inputs):
-    """Measure the peak of the gradient at two batch sizes."""
+def measure_line(model, inputs, step=None, is_needed=True):
+    """Measure the peak of the gradient at two batch sizes.
+
+    Args:
+        model: Keras model.
+        inputs: Nested structure of tensors.
+        step: `MeasuredStep` of these inputs, or `None`.
+        is_needed: Boolean. Without, the second size is not measured: the
+            gradients are taken for what does not grow.
+    """
     fn, params = as_function(model)
     size = batch_size(inputs)
-    sizes = size, size // 2 if size > 1 else 2
-    peaks = [
-        backend.peak_bytes(fn, params, of_size(inputs, size)) for size in sizes
-    ]
-    slope = (peaks[0] - peaks[1]) / (sizes[0] - sizes[1])
-    return Line(peaks[0] - slope * sizes[0], slope)
+    if step is None:
+        peak = backend.peak_bytes(fn, params, inputs)
+    else:
+        peak = step.gradient
+    if not is_needed:
+        fixed = min(bytes_of(model.trainable_variables), peak)
+        return Line(fixed, (peak - fixed) / size)
+    other = size // 2 if size > 1 else 2
+    peak_of_other = backend.peak_bytes(fn, params, of_size(inputs, other))
+    slope = (peak - peak_of_other) / (size - other)
+    return Line(peak - slope * size, slope)
 
 
 def of_size(inputs, size):
@@ -55,7 +67,7 @@ def usage(fixed, activations, line, inputs, budget):
     parts = sum(fixed[:3]) + batch + activations
     largest = None
     if budget:
-        free = budget * GIB - held
+        free = budget - held
         example = batch / size
         largest = min(
             (free - line.fixed) / (max(line.an_example, 0) + example),

@@ -244,7 +244,7 @@ def scaled():
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(with_policy)
     try:
-        for _ in range(3):
+        for _ in range(6):
             x = Scaled()(x)
     finally:
         keras.config.set_dtype_policy(previous)

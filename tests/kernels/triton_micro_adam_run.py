@@ -36,6 +36,7 @@ CASES = [
     ((257, 512), 256, 64, 10, 3, torch.float32, 12, NEAREST),
     ((4097, 255, 2048), 256, 64, 10, 3, torch.bfloat16, 3, STOCHASTIC),
     ((700, 64), 64, 16, 4, 2, torch.bfloat16, 6, STOCHASTIC),
+    ((257, 1024), 256, 64, 1, 0, torch.bfloat16, 4, STOCHASTIC),
     ((3000,), 1024, 1024, 3, 5, torch.float32, 5, NEAREST),
 ]
 

@@ -13,6 +13,12 @@ OTHER = {
     "learning_rate": 0.25,
     "beta_1": 0.8,
     "beta_2": 0.98,
+    "adam_beta_1": 0.8,
+    "adam_beta_2": 0.98,
+    "adam_weight_decay": 0.02,
+    "adam_lr_ratio": 0.5,
+    "ns_steps": 4,
+    "rms_rate": 0.3,
     "momentum": 0.7,
     "nesterov": True,
     "epsilon": 1e-5,
@@ -21,6 +27,7 @@ OTHER = {
     "block_size": 1024,
     "bucket_size": 128,
     "min_size": 100,
+    "weight_rounding": "nearest",
     "rounding": "nearest",
     "bias_correction": "full",
     "value_dtype": "float32",
@@ -56,6 +63,8 @@ def test_round_trip(name):
     cls = TABLE[name].cls
     config = {key: OTHER[key] for key in arguments(cls)}
     default = cls().get_config()
+    if "nesterov" in config:
+        config["nesterov"] = not default["nesterov"]
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
     for learning_rate in (0.25, schedule):
         optimizer = cls(**{**config, "learning_rate": learning_rate})

@@ -36,17 +36,31 @@ class KillAt(keras.callbacks.Callback):
             raise Killed
 
 
+@keras.saving.register_keras_serializable(package="keras_efficient_tests")
+class Half(keras.layers.Layer):
+    """Weights of 16 bits; all else is float32, as the tolerances want it."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(
+            shape=(shape[-1], 64), dtype="bfloat16", name="kernel"
+        )
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel)
+
+
 def make_model(name, seed=0):
     """Return a model that brings out each kind of state.
 
-    An embedding and a matrix are large enough to be compressed; the bias and
-    the small matrix are not.
+    An embedding and two matrices are large enough to be compressed, and one of
+    them has 16 bits; the bias and the small matrix are not.
     """
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((4,), dtype="int32")
     x = keras.layers.Embedding(128, 64, name="embedding")(inputs)
     x = keras.layers.GlobalAveragePooling1D()(x)
     x = keras.layers.Dense(128, "tanh", name="large")(x)
+    x = Half(name="half")(x)
     x = keras.layers.Dense(4, use_bias=False, name="small")(x)
     model = keras.Model(inputs, x)
     optimizer = TABLE[name].cls(TABLE[name].rate)

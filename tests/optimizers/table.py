@@ -40,15 +40,18 @@ TABLE = {
         Row(optimizers.SGD8bit, 5e-2, 2, 1.075, False),
         Row(optimizers.LDAdam, 5e-3, 6, 1.06, False),
         Row(optimizers.SinkGD, 5e-2, 0, 0.0, True),
+        Row(optimizers.Muon8bit, 5e-3, 2, 1.075, False),
     )
 }
 each_optimizer = pytest.mark.parametrize("name", TABLE)
 
 
 def make(name, learning_rate=0.1, **options):
-    """Return the optimizer; without weight decay, which one has by default."""
-    if name == "AdamW8bit":
+    """Return the optimizer; without weight decay, which two have by default."""
+    if name in ("AdamW8bit", "Muon8bit"):
         options = {"weight_decay": 0.0, **options}
+    if name == "Muon8bit":
+        options = {"adam_weight_decay": options["weight_decay"], **options}
     return TABLE[name].cls(learning_rate, **options)
 
 

@@ -76,8 +76,10 @@ def _in_a_process(name, task, optimizer, options):
         command = [sys.executable, ROOT / "tools" / "benchmark.py"]
         command += [name, "--task", task, "--optimizer", optimizer]
         command += ["--backend", options.backend, "--worker", file]
-        for option in ("seeds", "tuning_seeds", "scale"):
-            value = getattr(options, option)
+        for option in ("seeds", "tuning_seeds", "scale", "weights"):
+            value = getattr(options, option, None)
+            if value is None:
+                continue
             command += [f"--{option.replace('_', '-')}", str(value)]
         backend, _, _ = options.backend.partition("-")
         environment = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -20,6 +20,10 @@ BATCH = 32
 
 
 def run(task, name, options):
+    if options.weights != "float32":
+        from benchmarks import weights_worker
+
+        return weights_worker.run(task, name, options)
     trial = Trial(task, name, options)
     tuning = [-1 - seed for seed in range(options.tuning_seeds)]
     grid = {}
@@ -94,7 +98,7 @@ class Trial:
         }
 
 
-def make_optimizer(name):
+def make_optimizer(name, **options):
     ours = keras_efficient.optimizers
     module = ours if hasattr(ours, name) else keras.optimizers
-    return getattr(module, name)(**OPTIONS.get(name, {}))
+    return getattr(module, name)(**OPTIONS.get(name, {}), **options)

@@ -87,6 +87,9 @@ def _adam_8bit_many(
         _take_parts(taken, table, likes, scalars, constants, choices)
 
 
+_adam_8bit_many.numba_kernel.counts_threads = True
+
+
 @jit
 def _take_parts(taken, table, likes, scalars, constants, choices):
     parameter, gradient = likes

@@ -102,7 +102,7 @@ def step_blocks(
         square = _mean_of_squares(g)
         velocity[block] = numbers.b_2 * velocity[block] + numbers.d_2 * square
         v_hat = velocity[block] / numbers.bias
-        if k < block_size:
+        if 0 < k < block_size:
             find_largest(
                 work, _REST, block_size, k, spaces.largest, spaces.magnitudes
             )

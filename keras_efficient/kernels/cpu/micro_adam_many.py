@@ -120,6 +120,9 @@ def _micro_adam_many(
         )
 
 
+_micro_adam_many.numba_kernel.counts_threads = True
+
+
 @jit
 def _write_rows(table, window, step, constants):
     """Do `write_row` for each tensor."""

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import threading
+from pathlib import Path
 
 from keras_efficient.kernels.ffi import cache
 from keras_efficient.kernels.ffi import threads
@@ -31,15 +32,17 @@ _lock = threading.RLock()
 _targets = {}  # all names given to XLA in this process
 
 
-def drop_stale_cache(folder):
+def drop_stale_cache(folder, cache_folder=None):
     """Delete what Numba compiled before a source in a folder was changed.
 
-    Numba compares the file of a kernel only, not those of the functions that
-    are compiled into it: after a change there it would run what does not fit
-    together, and write to foreign memory.
+    It lies in `cache_folder`, by default `__pycache__`. Numba compares the file
+    of a kernel only, not those of the functions that are compiled into it:
+    after a change there it would run what does not fit together, and write to
+    foreign memory.
     """
     changed = max(path.stat().st_mtime for path in folder.glob("*.py"))
-    for path in folder.glob("__pycache__/*.nb[ci]"):
+    cache_folder = cache_folder or folder / "__pycache__"
+    for path in Path(cache_folder).glob("*.nb[ci]"):
         try:
             if path.stat().st_mtime < changed:
                 path.unlink()
@@ -72,6 +75,8 @@ class NumbaKernel:
         }
         self._dispatcher = None
         self.is_parallel = False  # known with the dispatcher
+        # Whether it enters no parallel loop where it is told one thread.
+        self.counts_threads = False
         self._handlers = {}
         self._checked = set()  # dtypes and ranks with a known return type
 
@@ -144,7 +149,10 @@ class NumbaKernel:
                     **self.options,
                 }
                 self.is_parallel = bool(options.get("parallel"))
-                if self.is_parallel and must_be_serial():
+                # Two threads must not enter a workqueue.
+                if self.is_parallel and (
+                    self._hangs_here() or threading_layer() == "workqueue"
+                ):
                     self.is_parallel = False
                     options.update(parallel=False, cache=False)
                 # What is on disk does not tell whether it checks.
@@ -157,7 +165,7 @@ class NumbaKernel:
         """Run the kernel on arrays of NumPy, in the order of parameters."""
         import numba
 
-        if threads.is_forked() and self.is_parallel:
+        if self.is_parallel and self._hangs_here():
             self._forget()
         arrays = [as_argument(array) for array in arrays]
         key = tuple([(array.dtype, array.ndim) for array in arrays])
@@ -169,6 +177,10 @@ class NumbaKernel:
             threads.run(dispatcher, arrays, most_threads)
         else:
             dispatcher(*arrays)
+
+    def _hangs_here(self):
+        """Return whether its loops would wait for the threads of a parent."""
+        return threads.is_forked() and not self.counts_threads
 
     def _forget(self):
         """Compile anew: what runs in parallel cannot run here."""
@@ -245,12 +257,6 @@ class NumbaKernel:
             name += "_"
         _targets[name] = compiled
         return compiled, name
-
-
-def must_be_serial():
-    """Return whether parallel kernels would end or hang the process."""
-    # Two threads must not enter a workqueue.
-    return threads.is_forked() or threading_layer() == "workqueue"
 
 
 def as_argument(array):

@@ -121,7 +121,7 @@ def _launch(table, rows_of_programs, at_once, tensors, arguments, rounding):
         rest,
         WINDOW=window,
         K=k,
-        WINDOW_SIZE=triton.next_power_of_2(window * k),
+        WINDOW_SIZE=triton.next_power_of_2(max(1, window * k)),
         ROWS=size,
         BLOCK=arguments.block_size,
         BUCKET=arguments.bucket_size,
@@ -216,26 +216,29 @@ def micro_adam_kernel(
     a = decode(codes, low, high, bucket, buckets, BLOCKS, BLOCK, BUCKET)
     a = g + tl.where(mask, a, 0.0)
 
-    exists, index, value, w_1, w_2, taken, rest = update_window(
-        a,
-        indices,
-        values,
-        weights,
-        block,
-        blocks,
-        WINDOW,
-        K,
-        WINDOW_SIZE,
-        ROWS,
-        BLOCK,
-    )
-    # What these entries were, before other threads write theirs
-    at = block.to(tl.int64) * BLOCK + index
-    is_entry = exists & (at < size)
-    p_at = load_weight(parameter, correction, at, is_entry, ROUNDING)
-    rest_at = finite_gradient(tl.load(gradient + at, is_entry, 0.0))
-    rest_at += decode_at(codes, low, high, at, is_entry, BUCKET)
-    rest_at -= taken
+    if K > 0:
+        exists, index, value, w_1, w_2, taken, rest = update_window(
+            a,
+            indices,
+            values,
+            weights,
+            block,
+            blocks,
+            WINDOW,
+            K,
+            WINDOW_SIZE,
+            ROWS,
+            BLOCK,
+        )
+        # What these entries were, before other threads write theirs
+        at = block.to(tl.int64) * BLOCK + index
+        is_entry = exists & (at < size)
+        p_at = load_weight(parameter, correction, at, is_entry, ROUNDING)
+        rest_at = finite_gradient(tl.load(gradient + at, is_entry, 0.0))
+        rest_at += decode_at(codes, low, high, at, is_entry, BUCKET)
+        rest_at -= taken
+    else:
+        rest = a
     tl.debug_barrier()
 
     x = tl.where(mask, not_alpha * rest, 0.0)
@@ -254,7 +257,6 @@ def micro_adam_kernel(
         IS_STOCHASTIC,
     )
 
-    z_1, z_2 = sum_window(index, value, w_1, w_2, v, IS_WINDOW)
     rate = tl.load(learning_rate)
     of_rest = alpha / (tl.sqrt_rn(v) + epsilon)
     store_weight(
@@ -270,18 +272,20 @@ def micro_adam_kernel(
         seed,
         ROUNDING,
     )
-    update = of_rest * rest_at + z_1 / (tl.sqrt_rn(z_2) + epsilon)
-    tl.debug_barrier()
-    store_weight(
-        parameter,
-        correction,
-        at,
-        is_entry,
-        p_at,
-        update,
-        rate,
-        tensor + 14,
-        t,
-        seed,
-        ROUNDING,
-    )
+    if K > 0:
+        z_1, z_2 = sum_window(index, value, w_1, w_2, v, IS_WINDOW)
+        update = of_rest * rest_at + z_1 / (tl.sqrt_rn(z_2) + epsilon)
+        tl.debug_barrier()
+        store_weight(
+            parameter,
+            correction,
+            at,
+            is_entry,
+            p_at,
+            update,
+            rate,
+            tensor + 14,
+            t,
+            seed,
+            ROUNDING,
+        )
