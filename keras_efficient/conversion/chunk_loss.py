@@ -37,9 +37,9 @@ def chunk_loss(model, chunk_size="auto", head=None):
         model: A built `keras.Model` that returns logits, one tensor. Its loss
             is `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
         chunk_size: Integer, tokens at a time. `"auto"` takes as many as make
-            logits of the size of the hidden states, and at least 256 (128 on
-            TensorFlow). `None`
-            undoes what was done before. Defaults to `"auto"`.
+            logits of the size of the hidden states, and at least 256 (512 on
+            JAX, 128 on TensorFlow). `None` undoes what was done before.
+            Defaults to `"auto"`.
         head: The layer that makes the logits, a `keras.layers.Dense` without
             activation or a `keras.layers.ReversibleEmbedding`. Defaults to
             `None`: that which the output of a functional model comes from, or

@@ -47,7 +47,7 @@ def linear_cross_entropy(
         bias: Float tensor of shape `(vocabulary,)`. Defaults to `None`.
         chunk_size: Integer, tokens at a time. Defaults to `None`: as many as
             make logits of the size of the hidden states, and at least 256
-            (128 on TensorFlow).
+            (512 on JAX, 128 on TensorFlow).
         soft_cap: Positive float, the bound of logits. Defaults to `None`.
         label_smoothing: Float in [0, 1), the part of a label that is spread
             over the vocabulary. Defaults to `0.0`.

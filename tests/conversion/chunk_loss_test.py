@@ -132,8 +132,15 @@ def own_hub():
     return hub.ReversibleCausalLM(backbone)
 
 
+def lora_of_the_head():
+    model = recurrent()
+    model.layers[-1].enable_lora(2)
+    return model
+
+
 MODELS = {
     "recurrent": recurrent,
+    "lora_of_the_head": lora_of_the_head,
     "tied": tied,
     "untied": untied,
     "subclass": subclass,
@@ -292,6 +299,25 @@ def test_mixed_precision(policy, chunks):
 
 
 @once
+def test_logits_of_a_step_are_never_whole():
+    from keras_efficient.backend.torch_memory import count_alive
+
+    peaks = []
+    for chunked in (False, True):
+        model = made("tied")
+        if chunked:
+            chunk_loss(model, 8)
+        compiled(model)
+        tokens = np.resize(TOKENS, (64, LENGTH))
+        model.train_on_batch(tokens, tokens)
+        with count_alive([v.value for v in model.variables]) as alive:
+            model.train_on_batch(tokens, tokens)
+        peaks.append(alive.peak)
+    logits = 64 * LENGTH * VOCABULARY * 4
+    assert peaks[0] > 2 * logits and peaks[1] < logits
+
+
+@once
 def test_class_weights_and_a_batch_of_classes(chunks):
     results = []
     for chunked in (False, True):
@@ -326,7 +352,8 @@ def test_perplexity_and_sequences_of_several_lengths(chunks):
         if chunked:
             chunk_loss(model, 5)
         perplexity = hub.metrics.Perplexity(from_logits=True, mask_token_id=3)
-        compiled(model, weighted_metrics=["accuracy", perplexity], metrics=[])
+        mean = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+        compiled(model, weighted_metrics=[mean, perplexity], metrics=[])
         logs = []
         for length in (6, 2, 4):
             batch = TOKENS[:, :length], LABELS[:, :length], WEIGHTS[:, :length]
