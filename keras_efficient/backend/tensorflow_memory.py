@@ -94,18 +94,26 @@ def peak_bytes(fn, params, inputs):
     for number, op in enumerate(graph.get_operations()):
         if op.type not in _SHAPE_ONLY:
             last.update({_buffer(x).ref(): number for x in op.inputs})
-    for tensor in graph.outputs:
-        last.pop(_buffer(tensor).ref(), None)  # the result lives on
+    results = {_buffer(tensor).ref() for tensor in graph.outputs}
+    for tensor in results:
+        last.pop(tensor, None)  # the result lives on
     ends = collections.defaultdict(int)
     alive = peak = 0
     for tensor, number in last.items():
         ends[number] += _size(tensor.deref())
     for number, op in enumerate(graph.get_operations()):
-        new = sum(_size(x) for x in op.outputs if _buffer(x) is x)
+        own = [x for x in op.outputs if _buffer(x) is x]
+        new = sum(map(_size, own))
         taken = 0 if op.type in _NEW_BUFFER else min(new, ends[number])
         alive += new - taken
         peak = max(peak, alive)
         alive -= ends[number] - taken
+        # What nobody reads, such as the outputs of what is recomputed.
+        alive -= sum(
+            _size(x)
+            for x in own
+            if x.ref() not in last and x.ref() not in results
+        )
     return peak
 
 

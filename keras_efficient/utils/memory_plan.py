@@ -82,8 +82,10 @@ def make_plan(model, size, step, budget, allow=LEVERS):
     plain = Change()
     if step.peak(plain) <= budget:
         return MemoryPlan(model, size, step, budget, plain)
-    names = [None]
-    if "optimizer" in allow and step.fixed["as it is"].optimizer_state:
+    names, fixed = [None], step.fixed["as it is"]
+    # With less state than two moments it is another kind of optimizer.
+    is_like_adam = fixed.optimizer_state >= 1.5 * fixed.gradients > 0
+    if "optimizer" in allow and is_like_adam:
         names += OPTIMIZERS
     halves = [False, True] if "bfloat16" in allow else [False]
     chunks = [False]

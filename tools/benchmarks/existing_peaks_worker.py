@@ -98,7 +98,7 @@ def main(network, way):
     keras.utils.set_random_seed(1)
     model, x = make(network)
     outputs = keras.tree.map_structure(lambda y: "mse", model.output)
-    model.compile(keras.optimizers.SGD(0.001), outputs)
+    model.compile(keras.optimizers.SGD(0.001), outputs, metrics=[])
     step = measure_step(model, as_batch(model, x))
     change = Change(recompute="all" if way == "recompute" else None)
     held = step.fixed["as it is"].parameters + step.batch
