@@ -43,7 +43,7 @@ def matrix_regression(x):
 
 
 # What is not 0.1. SinkGD takes 0.05 of it.
-RATES = {"SGD8bit": 0.02, "LDAdam": 0.2, "SinkGD": 2.0}
+RATES = {"SGD8bit": 0.02, "LDAdam": 0.2, "SinkGD": 2.0, "Muon8bit": 0.2}
 
 
 @each_optimizer
