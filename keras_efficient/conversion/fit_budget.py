@@ -46,6 +46,9 @@ def fit_budget(model, segments, inputs, budget, optimizer=None):
         ValueError: Nothing fits.
     """
     fixed, _ = fixed_bytes(model, optimizer)
+    alone = fixed.parameters + fixed.gradients + fixed.optimizer_state
+    if budget < alone:
+        raise ValueError(_too_small(model, budget, alone, fixed))
     _let(segments, as_it_is)
     peak = peak_of_step(model, inputs, fixed)
     if peak <= budget:
@@ -150,7 +153,7 @@ def _too_small(model, budget, least, fixed):
     parts = [f"{in_words(size)} are {name}" for name, size in parts.items()]
     return (
         f"No training step of model '{model.name}' with this batch fits into "
-        f"{in_words(budget)}. The least found is {in_words(least)}, of which "
+        f"{in_words(budget)}. The least is {in_words(least)}, of which "
         f"{', '.join(parts)}. For less, take a smaller batch or micro-batches, "
         "an optimizer with less state, such as `optimizers.Adam8bit`, "
         "`MicroAdam` or `SinkGD`, or train fewer parameters (`enable_lora`)."
