@@ -9,8 +9,7 @@
   meaning: it adds `alpha e` to the update as it is, not divided by a second
   moment, so that its size is that of a gradient.
 - No window at all, `k = 0`: the second moments of blocks and the momentum in
-  four bits are then the whole optimizer. Most of what `alpha` gains over the
-  setting of the paper is there without it.
+  four bits are then the whole optimizer.
 - Blocks of 256 by default, where the paper has as many as fit a GPU's shared
   memory: an index takes one byte, and state is smallest.
 - `bias_correction`: the paper divides what 10 steps hold by what a thousand

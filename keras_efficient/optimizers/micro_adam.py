@@ -15,7 +15,9 @@ LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class MicroAdam(CompressedOptimizer):
-    """Train with Adam at 0.9 bytes of state a parameter instead of 8.
+    """Train at 0.9 bytes a parameter, by MicroAdam changed to keep Adam's rate.
+
+    By default it is not the algorithm of the paper; Adam keeps 8 bytes.
 
     Of each gradient only the largest 1 % of the entries (3 of each block of
     256) enter the moments, which are means over a window of the last 10
