@@ -81,6 +81,7 @@ ROWS = {
     "ReversibleSequence": (lambda: {"blocks": blocks()}, VECTOR),
     "ReversibleTransformerDecoder": (lambda: TRANSFORMER, SEQUENCE),
     "ReversibleTransformerEncoder": (lambda: TRANSFORMER, SEQUENCE),
+    "Tiled": (lambda: {"layer": dense(4), "tiles": 2}, SEQUENCE),
 }
 BACKEND = keras.config.backend()
 NO_ROW = {"ReversibleLayer": "It is the base class of the others."}

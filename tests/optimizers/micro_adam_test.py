@@ -143,8 +143,8 @@ def test_tensor_without_gradient_keeps_its_state_and_its_age():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"density": 0.0}, r"`density` must be in \(0, 1\].*density=0.0"),
-        ({"density": 1.1}, r"`density` must be in \(0, 1\].*density=1.1"),
+        ({"density": -0.1}, r"`density` must be in \[0, 1\].*density=-0.1"),
+        ({"density": 1.1}, r"`density` must be in \[0, 1\].*density=1.1"),
         ({"alpha": 1.1}, r"`alpha` must be in \[0, 1\].*alpha=1.1"),
         ({"window": 0}, "`window` must be at least 1.*window=0"),
         ({"bucket_size": 63}, "`bucket_size` must be even.*bucket_size=63"),

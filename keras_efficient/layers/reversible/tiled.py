@@ -141,6 +141,11 @@ class Tiled(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
 
+    def compute_output_spec(self, inputs, training=None):
+        """What the layer returns, in the dtype that it has."""
+        y = self.layer(inputs, **accepted(self.layer, {"training": training}))
+        return keras.KerasTensor(y.shape, y.dtype)
+
     def get_config(self):
         return {
             **super().get_config(),
