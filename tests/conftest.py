@@ -37,11 +37,17 @@ def full_compiler():
     """Asked for by tests of what depends on how a compiler rounds."""
 
 
+@pytest.fixture
+def own_compile():
+    """Asked for by tests of loading: Keras looks whether `compile` is its."""
+
+
 @pytest.fixture(autouse=True)
 def quick_compiler(request, monkeypatch):
     """Optimize less: most programs of tests run once or twice."""
     full = "full_compiler" in request.fixturenames
-    if keras.config.backend() == "tensorflow":
+    as_it_is = "own_compile" in request.fixturenames
+    if keras.config.backend() == "tensorflow" and not as_it_is:
         # `compile` leaves out XLA, unless a test asks for it.
         by_graph = functools.partialmethod(
             keras.Model.compile, jit_compile=False

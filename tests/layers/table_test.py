@@ -23,6 +23,7 @@ FIT = dict.fromkeys(MODES[:2], TABLE)
 if BACKEND == "jax":
     EAGER = {"recompute": HARD}
     FIT = {"recompute": TABLE, "coupling": HARD, "scan": TABLE}
+# (TensorFlow cannot compile the gradient of a loop, `"branches"`.)
 XLA = (
     "LSTM stateful",
     "SpectralNormalization",
@@ -35,7 +36,6 @@ XLA = (
     "generator around",
     "mask in a coupling",
     "all kinds of arguments",
-    "branches",
     "noisy",
 )
 PARTS = 4

@@ -128,7 +128,7 @@ def test_at_most_half_the_parameters_of_the_untied_twin(make, shape):
 @pytest.mark.parametrize(
     "make, shape", [(dense, (4, 6)), (convolutional, None)]
 )
-def test_saving(make, shape, tmp_path):
+def test_saving(make, shape, tmp_path, own_compile):
     model = dense(5, 3, learned=True) if make is dense else convolutional()
     x = random(*(shape or (2, 7, 8, 1)))
     model.compile("adam", "mse")

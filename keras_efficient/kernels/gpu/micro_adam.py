@@ -197,7 +197,7 @@ def micro_adam_kernel(
     t = tl.load(step)
     if first == 0:
         oldest = tl.load(weights + 2 * ROWS).to(tl.int32)
-        tl.store(pointer(tensor, 3, tl.int32, 4) + oldest, t)
+        tl.store(pointer(tensor, 4, tl.int32, 4) + oldest, t)
     block = first + tl.arange(0, BLOCKS)[:, None]
     is_block = block < blocks
     place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
