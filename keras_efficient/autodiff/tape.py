@@ -189,17 +189,16 @@ class Entry:
 
     def __init__(self, call, captured, number, reconstructed):
         self.call = call
+        # What is reconstructed is not to wait for the end of the run.
+        call.tensors = call.tensors[reconstructed:]
         self.captured = captured
         self.number = number
-        self.reconstructed = reconstructed
         self.kept = None
         self.arguments = None
         self.reads = None
 
     def seal(self, tape):
-        self.arguments = [
-            tape.reference(x) for x in self.call.tensors[self.reconstructed :]
-        ]
+        self.arguments = [tape.reference(x) for x in self.call.tensors]
         self.reads = [tape.reference(x) for x in self.captured.reads]
         self.call.tensors = self.captured.reads = None
 
