@@ -124,6 +124,22 @@ class Backward:
         return results, pullback
 
 
+class BackwardOfCalls(Backward):
+    """The backward pass of a tape whose steps are its calls."""
+
+    def step(self, step, sources):
+        entry = self.tape.entries[step]
+        n = len(entry.call.results.places)
+        d_outputs = [self.d.pop(key, None) for key in entry.result_keys()[:n]]
+        others = [self.d.get(key) for key in entry.result_keys()[n:]]
+        waiting = [d for d in (*d_outputs, *others) if d is not None]
+        if waiting:
+            self.begin(step, sources, after=waiting)
+            _, pullback = self.pull(entry)
+            pullback(d_outputs)
+        return self.end(step)
+
+
 def add(a, b):
     """Add two cotangents; `None` is zero."""
     return b if a is None else a if b is None else a + b

@@ -1,6 +1,6 @@
 """Layers one after the other, of which only the inputs are kept."""
 
-from keras_efficient.autodiff.backward import Backward
+from keras_efficient.autodiff.backward import BackwardOfCalls
 from keras_efficient.autodiff.tape import Tape
 
 
@@ -50,20 +50,8 @@ class _Layers(Tape):
         return _BackwardOfLayers(self, *values)
 
 
-class _BackwardOfLayers(Backward):
+class _BackwardOfLayers(BackwardOfCalls):
     def __init__(self, tape, *values):
         super().__init__(tape, *values)
         for key, d in zip(tape.entries[-1].result_keys(), self.d_outputs):
             self.add(key, d)
-
-    def step(self, step, sources):
-        entry = self.tape.entries[step]
-        n = len(entry.call.results.places)
-        d_outputs = [self.d.pop(key, None) for key in entry.result_keys()[:n]]
-        others = [self.d.get(key) for key in entry.result_keys()[n:]]
-        waiting = [d for d in (*d_outputs, *others) if d is not None]
-        if waiting:
-            self.begin(step, sources, after=waiting)
-            _, pullback = self.pull(entry)
-            pullback(d_outputs)
-        return self.end(step)

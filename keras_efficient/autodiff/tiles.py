@@ -1,6 +1,6 @@
 """One layer on several inputs, of which only the inputs are kept."""
 
-from keras_efficient.autodiff.backward import Backward
+from keras_efficient.autodiff.backward import BackwardOfCalls
 from keras_efficient.autodiff.tape import Tape
 
 
@@ -43,22 +43,10 @@ class _Tiles(Tape):
         return _BackwardOfTiles(self, *values)
 
 
-class _BackwardOfTiles(Backward):
+class _BackwardOfTiles(BackwardOfCalls):
     def __init__(self, tape, *values):
         super().__init__(tape, *values)
         given = iter(self.d_outputs)
         for entry in tape.entries:
             for key in entry.result_keys()[: entry.call.results.losses]:
                 self.add(key, next(given))
-
-    def step(self, step, sources):
-        entry = self.tape.entries[step]
-        n = len(entry.call.results.places)
-        d_outputs = [self.d.pop(key, None) for key in entry.result_keys()[:n]]
-        others = [self.d.get(key) for key in entry.result_keys()[n:]]
-        waiting = [d for d in (*d_outputs, *others) if d is not None]
-        if waiting:
-            self.begin(step, sources, after=waiting)
-            _, pullback = self.pull(entry)
-            pullback(d_outputs)
-        return self.end(step)
