@@ -31,9 +31,9 @@ class Adam8bit(Optimizer8bit):
     divided as their parameter is, and each device steps on what it has, by its
     kernels, to the same bits as one device. Where shards do not hold whole
     groups, as of rows of 96 entries in four parts, another axis is divided, and
-    the gradient and the new parameter are moved, 8 bytes a parameter; where no
-    axis has whole groups, the step is left to XLA, without kernels, and scales
-    are on every device. See `zero`, too.
+    gradient and new parameter move between devices, 3 bytes a parameter there.
+    Where no axis has whole groups, the step is left to XLA, without kernels,
+    and scales are on every device. See `zero`, too.
 
     Moments keep their precision for gradients from 1e-7, below which
     `epsilon` stops them in Adam, too, to 4e9. Larger moments are clipped.

@@ -292,10 +292,10 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     # Files have the state of a tensor in flat order, whatever its axes are.
 
     def save_own_variables(self, store):
+        flat = self._flat_shapes()
         for i, variable in enumerate(self.variables):
-            store[str(i)] = variable.numpy()
-        for i, shape in self._flat_shapes().items():
-            store[str(i)] = np.reshape(store[str(i)], shape)
+            value = variable.numpy()
+            store[str(i)] = np.reshape(value, flat.get(i, value.shape))
 
     def load_own_variables(self, store):
         variables, flat = self.variables, self._flat_shapes()

@@ -45,11 +45,11 @@ class MicroAdam(CompressedOptimizer):
     Under `keras.distribution` on JAX, state is divided as its parameter is, and
     each device steps on what it has, by its kernels, to the same bits as one
     device: nothing is moved where shards hold whole blocks. Of others, such as
-    (512, 768) over four parts of its columns, another axis is divided, and the
-    gradient and the new parameter are moved, 8 bytes a parameter. A parameter
-    whose size `block_size` does not divide is left to XLA: state is divided
-    where it can be, without kernels, and 10 bytes a parameter are moved. A
-    vocabulary of 50,257 words is best filled up to 50,304. See `zero`, too.
+    (512, 768) over four parts of its columns, another axis is divided, and
+    gradient and new parameter move between devices, 3 bytes a parameter there.
+    A parameter whose size `block_size` does not divide is left to XLA, without
+    kernels: its state is divided where it can be, and 4 to 12 bytes are moved.
+    So fill up a vocabulary of 50,257 words to 50,304. See `zero`, too.
 
     Non-finite entries of a gradient count as 0, so that they never enter the
     state. The parameters then move by what is left in the window; use
