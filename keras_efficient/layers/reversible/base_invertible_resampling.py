@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 KINDS = ("haar", "orthogonal", "pixel_shuffle")
+ORDERS = ("channels", "windows")
 
 
 class BaseInvertibleResampling(keras.layers.Layer):
@@ -18,6 +19,9 @@ class BaseInvertibleResampling(keras.layers.Layer):
     downsample:  y[c * sigma + k] = sum_j U[c, k, j] x[c, j]
     upsample:    x[c, j] = sum_k U[c, k, j] y[c * sigma + k]
     ```
+
+    With `order="windows"` what stands at `c * sigma + k` here stands at
+    `k * channels + c`.
     """
 
     rank = None
@@ -29,6 +33,7 @@ class BaseInvertibleResampling(keras.layers.Layer):
         padding="valid",
         data_format=None,
         kernel_initializer="zeros",
+        order="channels",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -38,6 +43,7 @@ class BaseInvertibleResampling(keras.layers.Layer):
             ("kind", kind, KINDS),
             ("padding", padding, ("same", "valid")),
             ("data_format", data_format, ("channels_first", "channels_last")),
+            ("order", order, ORDERS),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -49,6 +55,7 @@ class BaseInvertibleResampling(keras.layers.Layer):
         self.padding = padding
         self.data_format = data_format
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.order = order
         self.sigma = int(np.prod(self.pool_size))
         self.kernel = None
         if kind == "haar" and any(n & (n - 1) for n in self.pool_size):
@@ -80,6 +87,8 @@ class BaseInvertibleResampling(keras.layers.Layer):
         x = ops.transpose(x, self._window_axes())
         x = ops.reshape(x, self._shape(batch, grid, [channels, self.sigma]))
         x = self._mix(x, "j", "k")
+        if self.order == "windows":
+            x = self._swap(x)
         return ops.reshape(x, self._shape(batch, grid, [channels * self.sigma]))
 
     def upsample(self, x):
@@ -87,6 +96,9 @@ class BaseInvertibleResampling(keras.layers.Layer):
         self.upsampled_shape(x.shape)
         batch, grid, channels = self._parts(ops.shape(x))
         channels = channels // self.sigma
+        if self.order == "windows":
+            x = ops.reshape(x, self._shape(batch, grid, [self.sigma, channels]))
+            x = self._swap(x)
         x = ops.reshape(x, self._shape(batch, grid, [channels, self.sigma]))
         x = self._mix(x, "k", "j")
         window = [channels, *self.pool_size]
@@ -130,6 +142,7 @@ class BaseInvertibleResampling(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(
                 self.kernel_initializer
             ),
+            "order": self.order,
         }
         return {**super().get_config(), **config}
 
@@ -185,6 +198,11 @@ class BaseInvertibleResampling(keras.layers.Layer):
         else:
             equation = f"bc{old}...,{indices}->bc{new}..."
         return ops.einsum(equation, x, matrix)
+
+    def _swap(self, x):
+        """Swap the axes of channels and of windows."""
+        last = self.data_format == "channels_last"
+        return ops.swapaxes(x, *((-2, -1) if last else (1, 2)))
 
     def _window_axes(self):
         """Return the order of axes with those of a window behind channels."""

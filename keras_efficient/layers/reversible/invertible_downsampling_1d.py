@@ -45,6 +45,9 @@ class InvertibleDownsampling1D(BaseInvertibleDownsampling):
         kernel_initializer: Initializer of W, of shape
             `(channels, sigma, sigma)`, for `kind="orthogonal"`. Defaults to
             `"zeros"`, from which U = I.
+        order: Order of the channels of small images: `"channels"` as above,
+            or `"windows"`, `k * channels + c`, as in `tf.nn.space_to_depth`
+            and in i-RevNet. Defaults to `"channels"`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
