@@ -238,21 +238,33 @@ def _classify(maps, channels, features, dropout, layout):
     x = maps[0]
     for i, finer in enumerate(maps[1:]):
         settings = HEAD_EXPANSIONS, HEAD_SE_RATIOS, 5, 0.0, layout
-        x = _mb_conv(channels[i + 1], i, 2, *settings)(x)
+        x = _mb_conv(channels[i + 1], i, 2, *settings, f"head_{i}")(x)
         x = layers.Add()([x, finer])
-    x = layers.Conv2D(features, 1, use_bias=False)(x)
-    x = layers.BatchNormalization(channel_axis(), 0.9, 1e-3)(x)
+    x = layers.Conv2D(features, 1, use_bias=False, name="features")(x)
+    x = layers.BatchNormalization(
+        channel_axis(), 0.9, 1e-3, name="features_norm"
+    )(x)
     x = layers.Activation("hard_silu")(x)
     return layers.Dropout(dropout)(pool(x, "avg"))
 
 
 def _mb_conv(
-    filters, i, strides, expansions, se_ratios, kernel, drop=0.0, layout=None
+    filters,
+    i,
+    strides,
+    expansions,
+    se_ratios,
+    kernel,
+    drop=0.0,
+    layout=None,
+    name=None,
 ):
     """Return a bottleneck with the settings of scale i."""
     settings = _of(expansions, i), _of(se_ratios, i)
     padding = layout["padding"] if layout else "same"  # the same for strides 1
-    return MBConv(filters, kernel, strides, *settings, drop, padding=padding)
+    return MBConv(
+        filters, kernel, strides, *settings, drop, padding=padding, name=name
+    )
 
 
 def _of(settings, i):

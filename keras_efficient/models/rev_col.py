@@ -130,9 +130,13 @@ def RevCol(
         )
     inputs = image_input(input_shape, 3, STEM * 2 ** (len(channels) - 1))
     x = layers.Conv2D(
-        channels[0], STEM, STEM, kernel_initializer=_initializer()
+        channels[0],
+        STEM,
+        STEM,
+        kernel_initializer=_initializer(),
+        name="patches",
     )(inputs)
-    streams = [ChannelNormalization()(x)]
+    streams = [ChannelNormalization(name="patches_norm")(x)]
     outputs = {}
     size = columns // groups
     for k in range(1, groups + 1):
@@ -187,29 +191,42 @@ def _column(channels, depths, drop_rate, kernel_size, far_feedback, index):
 
 
 def _classify(x, classes, activation, initializer, name):
-    x = layers.LayerNormalization(epsilon=1e-6)(pool(x, "avg"))
-    x = layers.Dense(classes, kernel_initializer=initializer)(x)
+    x = pool(x, "avg")
+    x = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm")(x)
+    x = layers.Dense(
+        classes, kernel_initializer=initializer, name=f"{name}_logits"
+    )(x)
     return layers.Activation(activation, dtype="float32", name=name)(x)
 
 
 def _paint(x, channels, name):
     """Go from the coarsest feature map to an image, level by level."""
-    for filters in reversed(channels[:-1]):
-        x = layers.Conv2D(filters, 1, kernel_initializer=_initializer())(x)
-        x = ChannelNormalization()(x)
+    for i, filters in enumerate(reversed(channels[:-1])):
+        x = layers.Conv2D(
+            filters,
+            1,
+            kernel_initializer=_initializer(),
+            name=f"{name}_conv_{i}",
+        )(x)
+        x = ChannelNormalization(name=f"{name}_norm_{i}")(x)
         x = layers.Activation("gelu")(x)
         x = AlignedUpSampling2D()(x)
-        x = ConvNeXtBlock(3, expansion=1)(x)
+        x = ConvNeXtBlock(3, expansion=1, name=f"{name}_block_{i}")(x)
     return _pixels(x, STEM, name)
 
 
 def _paint_at_once(x, channels, name):
-    x = ChannelNormalization()(x)
+    x = ChannelNormalization(name=f"{name}_norm")(x)
     return _pixels(x, STEM * 2 ** (len(channels) - 1), name)
 
 
 def _pixels(x, size, name):
-    x = layers.Conv2D(3 * size**2, 1, kernel_initializer=_initializer())(x)
+    x = layers.Conv2D(
+        3 * size**2,
+        1,
+        kernel_initializer=_initializer(),
+        name=f"{name}_pixels",
+    )(x)
     return InvertibleUpsampling2D(
         size, "pixel_shuffle", dtype="float32", name=name
     )(x)

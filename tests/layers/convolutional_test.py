@@ -10,6 +10,7 @@ from keras_efficient.layers import DepthwiseConv3D
 from keras_efficient.layers import MBConv
 from keras_efficient.layers import ReversibleMBConv
 from tests.gradients import to_numpy
+from tests.marks import once
 from tests.models import vision_reference as reference
 from tests.twins import batch
 
@@ -67,6 +68,7 @@ def test_symmetric_padding(kernel_size):
         check(layer, reference.mb_conv, batch(2, 8, 9, 3))
 
 
+@once  # other tests of JAX draw by NumPy
 def test_first_values_are_those_of_the_paper():
     """Normal, of variance 2 / (channels of the output * pixels)."""
     layer = MBConv(64, 5, expansion=2)

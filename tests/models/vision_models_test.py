@@ -308,6 +308,7 @@ def test_decoders_paint_what_numpy_does(classes):
     np.testing.assert_allclose(image, expected, rtol=2e-3, atol=1e-3)
 
 
+@once  # other tests of JAX draw by NumPy
 def test_first_values_of_a_classifier_are_scaled():
     for scale, expected in ((1.0, 0.02), (0.01, 2e-4)):
         model = build("RevCol", classes=400, head_init_scale=scale)
