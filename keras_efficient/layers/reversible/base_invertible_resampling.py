@@ -4,8 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.layers.invertible.orthogonal import PARAMETRIZATIONS
+from keras_efficient.layers.invertible.orthogonal import first_weight
+from keras_efficient.layers.invertible.orthogonal import orthogonal
+from keras_efficient.layers.invertible.orthogonal import weight_shape
+
 KINDS = ("haar", "orthogonal", "pixel_shuffle")
 ORDERS = ("channels", "windows")
+STARTS = ("pixel_shuffle", "haar")
 
 
 class BaseInvertibleResampling(keras.layers.Layer):
@@ -25,6 +31,7 @@ class BaseInvertibleResampling(keras.layers.Layer):
     """
 
     rank = None
+    has_exact_inverse = True
 
     def __init__(
         self,
@@ -32,8 +39,10 @@ class BaseInvertibleResampling(keras.layers.Layer):
         kind="haar",
         padding="valid",
         data_format=None,
-        kernel_initializer="zeros",
+        kernel_initializer=None,
         order="channels",
+        parametrization="cayley",
+        start="pixel_shuffle",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -44,6 +53,8 @@ class BaseInvertibleResampling(keras.layers.Layer):
             ("padding", padding, ("same", "valid")),
             ("data_format", data_format, ("channels_first", "channels_last")),
             ("order", order, ORDERS),
+            ("parametrization", parametrization, PARAMETRIZATIONS),
+            ("start", start, STARTS),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -54,15 +65,19 @@ class BaseInvertibleResampling(keras.layers.Layer):
         self.kind = kind
         self.padding = padding
         self.data_format = data_format
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or first_weight(parametrization)
+        )
+        self.parametrization = parametrization
+        self.start = start
         self.order = order
         self.sigma = int(np.prod(self.pool_size))
         self.kernel = None
-        if kind == "haar" and any(n & (n - 1) for n in self.pool_size):
+        if "haar" in (kind, start) and any(n & (n - 1) for n in self.pool_size):
             raise ValueError(
-                "`kind='haar'` needs a `pool_size` of powers of two. "
-                f"Received: pool_size={pool_size}. Use 'pixel_shuffle' or "
-                "'orthogonal' for other sizes."
+                "`kind='haar'` and `start='haar'` need a `pool_size` of "
+                f"powers of two. Received: pool_size={pool_size}. Use "
+                "'pixel_shuffle' or 'orthogonal' for other sizes."
             )
 
     def add_kernel(self, channels):
@@ -70,7 +85,10 @@ class BaseInvertibleResampling(keras.layers.Layer):
             # Not autocast: the matrix would lose its orthogonality.
             self.kernel = self.add_weight(
                 name="kernel",
-                shape=(channels, self.sigma, self.sigma),
+                shape=(
+                    channels,
+                    *weight_shape(self.sigma, self.parametrization),
+                ),
                 initializer=self.kernel_initializer,
                 autocast=False,
             )
@@ -143,6 +161,8 @@ class BaseInvertibleResampling(keras.layers.Layer):
                 self.kernel_initializer
             ),
             "order": self.order,
+            "parametrization": self.parametrization,
+            "start": self.start,
         }
         return {**super().get_config(), **config}
 
@@ -190,7 +210,10 @@ class BaseInvertibleResampling(keras.layers.Layer):
         if self.kind == "haar":
             matrix = haar_matrix(self.pool_size)
         else:
-            matrix = cayley(self.kernel)
+            matrix = orthogonal(self.kernel, self.parametrization)
+            if self.start == "haar":
+                haar = haar_matrix(self.pool_size)
+                matrix = ops.matmul(matrix, ops.cast(haar, matrix.dtype))
         matrix = ops.cast(matrix, self.compute_dtype)
         indices = "ckj"[-len(matrix.shape) :]
         if self.data_format == "channels_last":
@@ -262,13 +285,3 @@ def haar_matrix(pool_size):
             axis = np.concatenate([rough, fine]) / np.sqrt(2)
         matrix = np.kron(matrix, axis)
     return matrix
-
-
-def cayley(weight):
-    """Return `U = (I + A)^-1 (I - A)`, orthogonal since `A = W - W^T`."""
-    # No backend solves in half precision.
-    dtype = "float64" if weight.dtype == "float64" else "float32"
-    weight = ops.cast(weight, dtype)
-    a = weight - ops.transpose(weight, (0, 2, 1))
-    eye = ops.eye(weight.shape[-1], dtype=dtype)
-    return ops.solve(eye + a, eye - a)
