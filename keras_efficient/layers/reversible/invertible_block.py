@@ -25,7 +25,7 @@ class InvertibleBlock(ReversibleLayer):
         super().__init__(**kwargs)
         if not callable(getattr(layer, "inverse", None)):
             raise TypeError(
-                "A block must be a reversible layer, such as "
+                "`blocks` must be reversible layers, such as "
                 "`keras_efficient.layers.AdditiveCoupling(f, g)`, or have a "
                 "method `inverse`, such as `InvertibleDownsampling2D`. "
                 f"Received: {layer} (of type {type(layer)})"
