@@ -27,6 +27,9 @@ from keras_efficient.layers.invertible.invertible_residual import (
 from keras_efficient.layers.invertible.invertible_sequential import (
     InvertibleSequential as InvertibleSequential,
 )
+from keras_efficient.layers.invertible.orthogonal_mixing import (
+    OrthogonalMixing as OrthogonalMixing,
+)
 from keras_efficient.layers.reversible.additive_coupling import (
     AdditiveCoupling as AdditiveCoupling,
 )
@@ -59,6 +62,9 @@ from keras_efficient.layers.reversible.rev_silo import RevSilo as RevSilo
 from keras_efficient.layers.reversible.reversible_column import (
     ReversibleColumn as ReversibleColumn,
 )
+from keras_efficient.layers.reversible.reversible_concatenate import (
+    ReversibleConcatenate as ReversibleConcatenate,
+)
 from keras_efficient.layers.reversible.reversible_layer import (
     ReversibleLayer as ReversibleLayer,
 )
@@ -70,6 +76,9 @@ from keras_efficient.layers.reversible.reversible_parallel import (
 )
 from keras_efficient.layers.reversible.reversible_sequence import (
     ReversibleSequence as ReversibleSequence,
+)
+from keras_efficient.layers.reversible.reversible_split import (
+    ReversibleSplit as ReversibleSplit,
 )
 from keras_efficient.layers.reversible.reversible_transformer_decoder import (
     ReversibleTransformerDecoder as ReversibleTransformerDecoder,

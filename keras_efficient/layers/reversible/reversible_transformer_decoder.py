@@ -43,6 +43,7 @@ class ReversibleTransformerDecoder(TransformerBlock):
         dropout: Float in [0, 1). Defaults to `0.0`.
         activation: Of the inner dense layer. Defaults to `"gelu"`.
         layer_norm_epsilon: Float. Defaults to `1e-5`.
+        drop_rate: Float in [0, 1), see the encoder. Defaults to `0.0`.
         cross_attention: Boolean. Defaults to `False`.
         **kwargs: Arguments of `keras.layers.Layer`. The functions compute in
             `dtype`, such as `"mixed_bfloat16"`; the streams stay float32.
@@ -93,6 +94,7 @@ class ReversibleTransformerDecoder(TransformerBlock):
                 self.num_key_value_heads,
                 self.layer_norm_epsilon,
                 self.dropout,
+                self.drop_rate,
                 dtype=self.function_policy,
             )
 

@@ -36,6 +36,10 @@ class ReversibleTransformerEncoder(TransformerBlock):
         dropout: Float in [0, 1). Defaults to `0.0`.
         activation: Of the inner dense layer. Defaults to `"gelu"`.
         layer_norm_epsilon: Float. Defaults to `1e-5`.
+        drop_rate: Float in [0, 1), with which what a function adds to a
+            sequence is dropped as a whole in training (stochastic depth); the
+            rest is scaled up by `1 / (1 - drop_rate)`. Each function draws
+            on its own. Defaults to `0.0`.
         **kwargs: Arguments of `keras.layers.Layer`. The two functions compute
             in `dtype`, such as `"mixed_bfloat16"`; the streams stay float32.
 

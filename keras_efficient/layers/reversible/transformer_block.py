@@ -34,6 +34,7 @@ class TransformerBlock(ReversibleLayer):
         dropout=0.0,
         activation="gelu",
         layer_norm_epsilon=1e-5,
+        drop_rate=0.0,
         **kwargs,
     ):
         # That of the functions; the streams have their own.
@@ -53,6 +54,7 @@ class TransformerBlock(ReversibleLayer):
         self.dropout = dropout
         self.activation = keras.activations.get(activation)
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.drop_rate = drop_rate
         self.attention = SelfAttention(
             num_heads,
             num_key_value_heads,
@@ -60,6 +62,7 @@ class TransformerBlock(ReversibleLayer):
             self.is_causal,
             layer_norm_epsilon,
             dropout,
+            drop_rate,
             dtype=self.function_policy,
         )
         self.feed_forward = FeedForward(
@@ -67,6 +70,7 @@ class TransformerBlock(ReversibleLayer):
             self.activation,
             layer_norm_epsilon,
             dropout,
+            drop_rate,
             dtype=self.function_policy,
         )
 
@@ -117,4 +121,5 @@ class TransformerBlock(ReversibleLayer):
             "dropout": self.dropout,
             "activation": keras.activations.serialize(self.activation),
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "drop_rate": self.drop_rate,
         }

@@ -33,6 +33,7 @@ class SelfAttention(layers.Layer):
         is_causal,
         epsilon,
         dropout,
+        drop_rate=0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -43,6 +44,7 @@ class SelfAttention(layers.Layer):
         self.is_causal = is_causal
         self.epsilon = epsilon
         self.rate = dropout
+        self.drop_rate = drop_rate
 
     def build(self, x_shape):
         width = x_shape[-1]
@@ -63,6 +65,7 @@ class SelfAttention(layers.Layer):
         self.value = layers.Dense(groups, dtype=policy, name="value")
         self.projection = layers.Dense(width, dtype=policy, name="projection")
         self.dropout = layers.Dropout(self.rate, dtype=policy)
+        self.drop = stochastic_depth(self.drop_rate, policy)
         for layer in (self.norm, self.query, self.key, self.value):
             layer.build(x_shape)
         self.projection.build(x_shape)
@@ -100,6 +103,7 @@ class SelfAttention(layers.Layer):
         )
         y = ops.reshape(y, ops.shape(x))
         y = self.dropout(self.projection(y), training=training)
+        y = self.drop(y, training=training)
         return y if cache is None else (y, cache)
 
     def compute_output_shape(self, x_shape):
@@ -116,7 +120,13 @@ class CrossAttention(layers.Layer):
     """
 
     def __init__(
-        self, num_heads, num_key_value_heads, epsilon, dropout, **kwargs
+        self,
+        num_heads,
+        num_key_value_heads,
+        epsilon,
+        dropout,
+        drop_rate=0.0,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -124,6 +134,7 @@ class CrossAttention(layers.Layer):
         self.num_key_value_heads = num_key_value_heads
         self.epsilon = epsilon
         self.rate = dropout
+        self.drop_rate = drop_rate
 
     def build(self, x_shape, context_shape=None):
         if context_shape is None:
@@ -146,6 +157,7 @@ class CrossAttention(layers.Layer):
             dtype=policy,
         )
         self.dropout = layers.Dropout(self.rate, dtype=policy)
+        self.drop = stochastic_depth(self.drop_rate, policy)
         self.norm.build(x_shape)
         self.attention.build(x_shape, source)
 
@@ -155,14 +167,21 @@ class CrossAttention(layers.Layer):
             context, mask = context
             mask = ops.cast(mask, "bool")[:, None]
         y = self.attention(self.norm(x), context, attention_mask=mask)
-        return self.dropout(y, training=training)
+        y = self.dropout(y, training=training)
+        return self.drop(y, training=training)
 
 
 class FeedForward(layers.Layer):
     """Apply two dense layers, the activation between them."""
 
     def __init__(
-        self, intermediate_dim, activation, epsilon, dropout, **kwargs
+        self,
+        intermediate_dim,
+        activation,
+        epsilon,
+        dropout,
+        drop_rate=0.0,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -170,6 +189,7 @@ class FeedForward(layers.Layer):
         self.activation = activation
         self.epsilon = epsilon
         self.rate = dropout
+        self.drop_rate = drop_rate
 
     def build(self, x_shape):
         policy = self.dtype_policy
@@ -181,16 +201,23 @@ class FeedForward(layers.Layer):
         )
         self.projection = layers.Dense(x_shape[-1], dtype=policy)
         self.dropout = layers.Dropout(self.rate, dtype=policy)
+        self.drop = stochastic_depth(self.drop_rate, policy)
         self.norm.build(x_shape)
         self.expansion.build(x_shape)
         self.projection.build((*x_shape[:-1], self.intermediate_dim))
 
     def call(self, x, training=None):
         y = self.projection(self.expansion(self.norm(x)))
-        return self.dropout(y, training=training)
+        y = self.dropout(y, training=training)
+        return self.drop(y, training=training)
 
     def compute_output_shape(self, x_shape):
         return x_shape
+
+
+def stochastic_depth(rate, dtype):
+    """Return a layer that drops the whole of some sequences of a batch."""
+    return layers.Dropout(rate, (None, 1, 1), dtype=dtype)
 
 
 def head_size(layer, width):
