@@ -328,6 +328,12 @@ for name in (
     ROWS[f"optimizers.{name}",] = functools.partial(check_optimizer, cls)
 
 
+@row("optimizers.LISA")
+def blocks_in_turn():
+    # The variable is the block.
+    check_optimizer(lambda rate: optimizers.LISA(rate, ["kernel"], 1))
+
+
 @row("optimizers.SixteenBit")
 def wrapped():
     check_optimizer(
