@@ -16,6 +16,7 @@ from keras.layers import Dense
 from keras_efficient import callbacks
 from keras_efficient import chunk_loss
 from keras_efficient import config
+from keras_efficient import constraints
 from keras_efficient import initializers
 from keras_efficient import kernels
 from keras_efficient import layers
@@ -331,7 +332,24 @@ for name in (
 @row("optimizers.LISA")
 def blocks_in_turn():
     # The variable is the block.
-    check_optimizer(lambda rate: optimizers.LISA(rate, ["kernel"], 1))
+    check_optimizer(
+        lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
+    )
+
+
+@row("constraints.StaticSparsity", "optimizers.MaskedOptimizer")
+def sparse():
+    constraint = constraints.StaticSparsity(0.75)
+    same_settings(constraint)
+    layer = Dense(4, kernel_constraint=constraint)
+    layer.build((None, 8))
+    assert constraints.StaticSparsity.start(layer) == 1
+    kernel = to_numpy([layer.kernel])[0]
+    assert np.count_nonzero(kernel) == 8
+    assert constraints.StaticSparsity.release(layer) == 1
+    check_optimizer(
+        lambda rate: optimizers.MaskedOptimizer(keras.optimizers.SGD(rate))
+    )
 
 
 @row("optimizers.SixteenBit")

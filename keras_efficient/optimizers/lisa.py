@@ -84,7 +84,8 @@ class LISA(Adam8bit):
     def __init__(
         self,
         learning_rate=0.001,
-        blocks=(),
+        *,
+        blocks,
         active_blocks=2,
         period=20,
         order="cycle",

@@ -81,7 +81,7 @@ def test_it_computes_its_equations(order):
     their corrections of each visit; what is not active keeps its bits."""
     optimizer = LISA(
         0.1,
-        BLOCKS,
+        blocks=BLOCKS,
         active_blocks=2,
         period=3,
         order=order,
@@ -139,16 +139,20 @@ def test_blocks_that_are_all_active_are_trained_by_adam():
 @once
 def test_each_cycle_has_each_block():
     """When slots do not divide blocks, some come again in its last turn."""
-    optimizer = LISA(0.1, BLOCKS, active_blocks=3, period=2)
-    optimizer.build(make_variables())
-    turns = []
-    for step in range(0, 16, 2):
-        optimizer.iterations.assign(step)
-        turns.append(active_in(optimizer))
-        assert len(set(turns[-1])) == 3
-    for first, second in zip(turns[::2], turns[1::2]):
-        assert {*first, *second} == {0, 1, 2, 3}
-    assert len(set(map(str, turns))) > 2
+    for chosen in (1, 3):
+        optimizer = LISA(
+            0.1, blocks=BLOCKS, active_blocks=chosen, period=2, seed=5
+        )
+        optimizer.build(make_variables())
+        turns = []
+        for step in range(0, 32, 2):
+            optimizer.iterations.assign(step)
+            turns.append(active_in(optimizer))
+            assert len(set(turns[-1])) == chosen
+        length = {1: 4, 3: 2}[chosen]
+        for i in range(0, 16, length):
+            assert set(sum(turns[i : i + length], [])) == {0, 1, 2, 3}
+        assert len(set(map(str, turns))) > 2
 
 
 def body_bytes(optimizer):
@@ -166,7 +170,7 @@ def test_state_is_that_of_the_slots():
             Placed(shape, path, 0) for shape, path in zip(shapes, NAMES[1:])
         ]
         optimizer = LISA(
-            0.1, BLOCKS, active_blocks=1, moments=moments, min_size=64
+            0.1, blocks=BLOCKS, active_blocks=1, moments=moments, min_size=64
         )
         optimizer.build(variables)
         total[moments] = body_bytes(optimizer)
@@ -180,7 +184,7 @@ def test_slots_of_8_bits_follow_those_of_float32():
     for moments in ("float32", "8bit"):
         variables = make_variables()
         optimizer = LISA(
-            0.01, BLOCKS, 2, period=4, moments=moments, min_size=16
+            0.01, blocks=BLOCKS, period=4, moments=moments, min_size=16
         )
         step_fn = stepper(optimizer, variables)
         for step in range(8):
@@ -201,7 +205,9 @@ def test_weights_of_16_bits(dtype):
         if kind == "float32":  # from the same start
             for v, x in zip(variables, to_numpy(make_variables(dtype))):
                 v.assign(x)
-        optimizer = LISA(1e-3, BLOCKS, 1, period=2, weight_decay=0.1)
+        optimizer = LISA(
+            1e-3, blocks=BLOCKS, active_blocks=1, period=2, weight_decay=0.1
+        )
         step_fn = stepper(optimizer, variables)
         for step in range(6):
             active = active_in(optimizer)
@@ -216,7 +222,7 @@ def test_weights_of_16_bits(dtype):
 
 def test_a_variable_without_gradient_stays():
     variables = make_variables()
-    optimizer = LISA(0.1, BLOCKS, active_blocks=4, weight_decay=0.1)
+    optimizer = LISA(0.1, blocks=BLOCKS, active_blocks=4, weight_decay=0.1)
     optimizer.build(variables)
     before = to_numpy(variables)
     gradients = [ops.convert_to_tensor(g) for g in make_gradients(0)]
@@ -249,7 +255,7 @@ def test_fit_without_retraces_and_resumed_in_a_period(tmp_path, monkeypatch):
     options = {"jit_compile": True} if BACKEND == "tensorflow" else {}
     model = network()
     names = [f"encoder/{name}" for name in BLOCKS]
-    model.compile(LISA(1e-2, names, 2, period=3), "mse", **options)
+    model.compile(LISA(1e-2, blocks=names, period=3), "mse", **options)
     model.fit(x[:8], y[:8], batch_size=8, verbose=0)
     traced = len(calls)
     model.fit(x, y, batch_size=8, verbose=0)
@@ -281,7 +287,7 @@ def test_what_cannot_be_right_is_refused():
         (["block_0", "block_0/kernel"], "must not overlap.*block_0/kernel"),
         (["block_0", "head"], "must be alike.*head/kernel"),
     ):
-        optimizer = LISA(0.1, blocks)
+        optimizer = LISA(0.1, blocks=blocks)
         with pytest.raises(ValueError, match=match):
             optimizer.build(make_variables())
         assert not optimizer.built
