@@ -5,6 +5,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.constraints.layers_inside import layers_inside
 from keras_efficient.ops.uniform_noise import hashes
 
 
@@ -126,7 +127,7 @@ class StaticSparsity(keras.constraints.Constraint):
         variables = _constrained(model)
         for variable in variables:
             variable.constraint = None
-        for layer in _layers(model):
+        for layer in layers_inside(model):
             for name, value in list(vars(layer).items()):
                 if isinstance(value, StaticSparsity):
                     setattr(layer, name, None)
@@ -134,17 +135,6 @@ class StaticSparsity(keras.constraints.Constraint):
 
     def get_config(self):
         return {"sparsity": self.sparsity, "seed": self.seed}
-
-
-def _layers(model):
-    """List a layer and all layers inside."""
-    found, new = {}, [model]
-    while new:
-        layer = new.pop()
-        if id(layer) not in found:
-            found[id(layer)] = layer
-            new += layer._layers
-    return list(found.values())
 
 
 def _constrained(model):

@@ -129,6 +129,6 @@ def test_what_cannot_be_right_is_refused():
     network = keras.Sequential([keras.Input((8,)), layers.Dense(1)])
     with pytest.raises(ValueError, match="none with it"):
         StaticSparsity.start(network)
-    scaled = keras.optimizers.LossScaleOptimizer("adam")
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
     with pytest.raises(ValueError, match="around this one.*Received"):
         optimizers.MaskedOptimizer(scaled)
