@@ -27,6 +27,11 @@ from keras_efficient.layers.invertible.invertible_residual import (
 from keras_efficient.layers.invertible.invertible_sequential import (
     InvertibleSequential as InvertibleSequential,
 )
+from keras_efficient.layers.normalization.ada_b2n import AdaB2N as AdaB2N
+from keras_efficient.layers.normalization.evo_norm import EvoNorm as EvoNorm
+from keras_efficient.layers.normalization.instance_batch_normalization import (
+    InstanceBatchNormalization as InstanceBatchNormalization,
+)
 from keras_efficient.layers.reversible.additive_coupling import (
     AdditiveCoupling as AdditiveCoupling,
 )
