@@ -179,6 +179,19 @@ LAYERS = {
         lambda: layers.InvertibleSequential([layers.InvertibleDense(4)]),
         (4,),
     ),
+    # Normalization
+    "EvoNorm": (lambda: layers.EvoNorm(groups=2), (5, 4)),
+    "InstanceBatchNormalization": (
+        layers.InstanceBatchNormalization,
+        (5, 4),
+    ),
+    "AlphaBN": (layers.AlphaBN, (5, 4)),
+    "UnMixTNS": (layers.UnMixTNS, (5, 4)),
+    "PRepBN": (lambda: layers.PRepBN(10), (5, 4)),
+    "SimplifiedLinearAttention": (
+        lambda: layers.SimplifiedLinearAttention(2, (2, 3)),
+        (6, 4),
+    ),
 }
 for rank in (1, 2, 3):
     LAYERS[f"InvertibleConv{rank}D"] = (
@@ -192,6 +205,13 @@ for rank in (1, 2, 3):
         LAYERS[name] = getattr(layers, name), (*(4,) * rank, 8)
 for name, arguments in LAYERS.items():
     ROWS[f"layers.{name}",] = functools.partial(check_layer, *arguments)
+
+
+@row("layers.AdaB2N")
+def balanced_norm():
+    layer = layers.AdaB2N(2)
+    all_finite(layer([batch(2, 5, 4), np.array([0, 1])], training=True))
+    same_settings(layer)
 
 
 # Models
@@ -507,6 +527,15 @@ def plan_of_memory():
     model = keras.Sequential([keras.Input((4,)), Dense(4)])
     plan = utils.memory_plan(model, 2, "1GiB", verbose=0)
     assert isinstance(plan, utils.MemoryPlan) and plan.fits
+
+
+@row("utils.adapt_batch_norm")
+def norms_of_a_model():
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm])
+    x = batch(3, 4)
+    y = utils.adapt_batch_norm(model, target_weight=0.0)(x)
+    np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
 
 
 @row("utils.check_reversibility")

@@ -133,6 +133,99 @@ def ada_b2n_state(w, x, training):
     }
 
 
+def alpha_bn(w, x, training, mask=None):
+    mean, variance = of_batch(x, mask)
+    mixed = (
+        0.7 * w["source_mean"] + 0.3 * mean,
+        0.7 * w["source_variance"] + 0.3 * variance,
+    )
+    return normalized(x, mixed, w["gamma"], w["beta"])
+
+
+def responsibilities(w, x, mask=None):
+    """Of three components for each example."""
+    m, c = of_instance(x, mask)[0], w["means"]
+    norms = np.linalg.norm(m, axis=-1, keepdims=True) * np.linalg.norm(
+        c, axis=-1
+    )
+    exp = np.exp((m @ c.T) / norms / 0.07)
+    return (exp / exp.sum(-1, keepdims=True)).swapaxes(1, 2)
+
+
+def unmix_tns(w, x, training, mask=None, fixed=None):
+    p = responsibilities(*(fixed or (w, x)), mask)
+    mean, variance = of_instance(x, mask)
+    means = (1 - p) * w["means"] + p * mean
+    variances = (1 - p) * w["variances"] + p * variance
+    center = means.mean(1, keepdims=True)
+    total = (variances + means**2).mean(1, keepdims=True) - center**2
+    return normalized(x, (center, total), w["gamma"], w["beta"])
+
+
+def unmix_tns_state(w, x, training, mask=None):
+    p = responsibilities(w, x, mask)
+    rate = 1 - 0.9 ** (4 / 8)
+    return {
+        name: w[name] + rate * (p * (value - w[name])).mean(0)
+        for name, value in zip(("means", "variances"), of_instance(x, mask))
+    }
+
+
+def p_rep_bn(w, x, training, mask=None):
+    batch = of_batch(x, mask)
+    if not training:
+        batch = w["batch_norm/moving_mean"], w["batch_norm/moving_variance"]
+    gamma, beta = w["batch_norm/gamma"], w["batch_norm/beta"]
+    y = normalized(x, batch, gamma, beta, 1e-5) + w["a"] * x
+    if not training:
+        return y
+    each = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    gamma, beta = w["layer_norm/gamma"], w["layer_norm/beta"]
+    part = (4 + 1 - 1) / 5  # the second of five steps
+    return part * normalized(x, each, gamma, beta, 1e-5) + (1 - part) * y
+
+
+def p_rep_bn_state(w, x, training, mask=None):
+    if not training:
+        return {}
+    names = ("batch_norm/moving_mean", "batch_norm/moving_variance")
+    return {"step": 2} | {
+        name: moved(w[name], value, 0.9)
+        for name, value in zip(names, of_batch(x, mask))
+    }
+
+
+def depthwise(x, kernel):
+    """Convolve a grid with a window of odd size, "same"."""
+    half = kernel.shape[0] // 2
+    padded = np.pad(x, [(0, 0), (half, half), (half, half), (0, 0)])
+    rows, columns = x.shape[1:3]
+    return sum(
+        padded[:, i : i + rows, j : j + columns] * kernel[i, j, :, 0]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    )
+
+
+def linear_attention(w, x, training, mask=None):
+    def dense(name, x):
+        return x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
+
+    q = np.maximum(dense("query", x), 0)
+    k = np.maximum(dense("key", x) + w["positions"], 0)
+    v = dense("value", x)
+    if mask is not None:
+        k, v = k * mask[..., None], v * mask[..., None]
+    heads = []
+    for i in (slice(0, 2), slice(2, 4)):
+        scores = q[..., i] @ k[..., i].swapaxes(1, 2)  # the quadratic form
+        y = scores @ v[..., i] / (scores.sum(-1, keepdims=True) + 1e-6)
+        grid = v[..., i].reshape(-1, 1, 5, 2)
+        grid = depthwise(grid, w["depthwise/kernel"]) + w["depthwise/bias"]
+        heads.append(y + grid.reshape(y.shape))
+    return dense("projection", np.concatenate(heads, -1))
+
+
 NORMALIZATION = {
     "EvoNorm S0": Own(
         lambda: layers.EvoNorm(groups=2), SEQUENCE, evo_norm_s0, mask=MASK
@@ -159,5 +252,27 @@ NORMALIZATION = {
         state=ada_b2n_state,
         more=(TASKS,),
         in_run=False,
+    ),
+    "AlphaBN": Own(lambda: layers.AlphaBN(0.3), SEQUENCE, alpha_bn, mask=MASK),
+    "UnMixTNS": Own(
+        lambda: layers.UnMixTNS(3, max_batch_size=8),
+        SEQUENCE,
+        unmix_tns,
+        surrogate=unmix_tns,
+        state=unmix_tns_state,
+        mask=MASK,
+    ),
+    "PRepBN": Own(
+        lambda: layers.PRepBN(5),
+        SEQUENCE,
+        p_rep_bn,
+        state=p_rep_bn_state,
+        mask=MASK,
+    ),
+    "SimplifiedLinearAttention": Own(
+        lambda: layers.SimplifiedLinearAttention(2, (1, 5), 3),
+        SEQUENCE,
+        linear_attention,
+        mask=MASK,
     ),
 }
