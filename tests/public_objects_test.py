@@ -160,6 +160,10 @@ LAYERS = {
     ),
     "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
     "Tiled": (lambda: layers.Tiled(dense(8), tiles=2), (5, 8)),
+    "Reparametrized": (
+        lambda: layers.Reparametrized(dense(4), ops.tanh),
+        (8,),
+    ),
     "ConvNeXtBlock": (lambda: layers.ConvNeXtBlock(3), (6, 6, 4)),
     "DepthwiseConv3D": (lambda: layers.DepthwiseConv3D(3), (4, 4, 4, 2)),
     "MBConv": (lambda: layers.MBConv(4), (6, 6, 4)),

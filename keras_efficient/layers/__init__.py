@@ -5,6 +5,9 @@ from keras_efficient.layers.convolutional.depthwise_conv_3d import (
     DepthwiseConv3D as DepthwiseConv3D,
 )
 from keras_efficient.layers.convolutional.mb_conv import MBConv as MBConv
+from keras_efficient.layers.core.reparametrized import (
+    Reparametrized as Reparametrized,
+)
 from keras_efficient.layers.invertible.inverse import Inverse as Inverse
 from keras_efficient.layers.invertible.invertible_conv_1d import (
     InvertibleConv1D as InvertibleConv1D,
