@@ -196,6 +196,8 @@ LAYERS = {
         lambda: layers.SimplifiedLinearAttention(2, (2, 3)),
         (6, 4),
     ),
+    "Binarized": (lambda: layers.Binarized(dense(4)), (8,)),
+    "GradientReversal": (lambda: layers.GradientReversal(0.5, 10), (8,)),
 }
 for rank in (1, 2, 3):
     LAYERS[f"InvertibleConv{rank}D"] = (
@@ -443,6 +445,12 @@ def loss_of_tokens():
     losses = our_ops.linear_cross_entropy(hidden, kernel, ops.arange(3))
     assert tuple(ops.shape(losses)) == (3,)
     all_finite(losses)
+
+
+@row("ops.binarize")
+def two_values():
+    y = our_ops.binarize(ops.convert_to_tensor([-0.5, 0.0, 2.0]))
+    np.testing.assert_array_equal(to_numpy([y])[0], [-1, 1, 1])
 
 
 @row("ops.block_top_k")

@@ -1,3 +1,7 @@
+from keras_efficient.layers.adaptation.gradient_reversal import (
+    GradientReversal as GradientReversal,
+)
+from keras_efficient.layers.binary.binarized import Binarized as Binarized
 from keras_efficient.layers.convolutional.conv_next_block import (
     ConvNeXtBlock as ConvNeXtBlock,
 )

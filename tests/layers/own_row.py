@@ -43,6 +43,7 @@ class Own(NamedTuple):
         more: Tuple of further inputs, in a list behind the first.
         mask: Boolean array for the call that trains outside of the run; the
             functions above then get it as `mask`.
+        keeps_mask: Whether the mask of a sequence goes on behind the layer.
         in_run: Whether the layer can be a function of a coupling.
         untrained: Names of trainable weights without a gradient.
         tolerance: Bound of errors, relative to the largest value.
@@ -56,6 +57,7 @@ class Own(NamedTuple):
     state: Callable = lambda w, x, training, mask=None: {}
     more: tuple = ()
     mask: np.ndarray = None
+    keeps_mask: bool = True
     in_run: bool = True
     untrained: tuple = ()
     tolerance: float = 1e-4
