@@ -184,6 +184,21 @@ LAYERS = {
         lambda: layers.InvertibleSequential([layers.InvertibleDense(4)]),
         (4,),
     ),
+    # Normalization
+    "EvoNorm": (lambda: layers.EvoNorm(groups=2), (5, 4)),
+    "InstanceBatchNormalization": (
+        layers.InstanceBatchNormalization,
+        (5, 4),
+    ),
+    "AlphaBN": (layers.AlphaBN, (5, 4)),
+    "UnMixTNS": (layers.UnMixTNS, (5, 4)),
+    "PRepBN": (lambda: layers.PRepBN(10), (5, 4)),
+    "SimplifiedLinearAttention": (
+        lambda: layers.SimplifiedLinearAttention(2, (2, 3)),
+        (6, 4),
+    ),
+    "Binarized": (lambda: layers.Binarized(dense(4)), (8,)),
+    "GradientReversal": (lambda: layers.GradientReversal(0.5, 10), (8,)),
 }
 for rank in (1, 2, 3):
     LAYERS[f"InvertibleConv{rank}D"] = (
@@ -197,6 +212,13 @@ for rank in (1, 2, 3):
         LAYERS[name] = getattr(layers, name), (*(4,) * rank, 8)
 for name, arguments in LAYERS.items():
     ROWS[f"layers.{name}",] = functools.partial(check_layer, *arguments)
+
+
+@row("layers.AdaB2N")
+def balanced_norm():
+    layer = layers.AdaB2N(2)
+    all_finite(layer([batch(2, 5, 4), np.array([0, 1])], training=True))
+    same_settings(layer)
 
 
 # Models
@@ -449,6 +471,12 @@ def loss_of_tokens():
     all_finite(losses)
 
 
+@row("ops.binarize")
+def two_values():
+    y = our_ops.binarize(ops.convert_to_tensor([-0.5, 0.0, 2.0]))
+    np.testing.assert_array_equal(to_numpy([y])[0], [-1, 1, 1])
+
+
 @row("ops.block_top_k")
 def top_k():
     values = our_ops.block_top_k(ops.convert_to_tensor(batch(2, 64)), 3)[1]
@@ -535,6 +563,15 @@ def plan_of_memory():
     model = keras.Sequential([keras.Input((4,)), Dense(4)])
     plan = utils.memory_plan(model, 2, "1GiB", verbose=0)
     assert isinstance(plan, utils.MemoryPlan) and plan.fits
+
+
+@row("utils.adapt_batch_norm")
+def norms_of_a_model():
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm])
+    x = batch(3, 4)
+    y = utils.adapt_batch_norm(model, target_weight=0.0)(x)
+    np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
 
 
 @row("utils.check_reversibility")

@@ -1,3 +1,6 @@
+from keras_efficient.utils.adapt_batch_norm import (
+    adapt_batch_norm as adapt_batch_norm,
+)
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
 )
