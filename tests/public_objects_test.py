@@ -161,6 +161,21 @@ LAYERS = {
     ),
     "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
     "Tiled": (lambda: layers.Tiled(dense(8), tiles=2), (5, 8)),
+    "SparseNM": (lambda: layers.SparseNM(dense(4)), (8,)),
+    "WeightStandardization": (
+        lambda: layers.WeightStandardization(dense(4)),
+        (8,),
+    ),
+    "BatchChannelNormalization": (
+        lambda: layers.BatchChannelNormalization(2),
+        (4, 4, 8),
+    ),
+    "ConvBN": (
+        lambda: layers.ConvBN(
+            keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()
+        ),
+        (4, 4, 2),
+    ),
     "Reparametrized": (
         lambda: layers.Reparametrized(dense(4), ops.tanh),
         (8,),
@@ -572,6 +587,19 @@ def norms_of_a_model():
     x = batch(3, 4)
     y = utils.adapt_batch_norm(model, target_weight=0.0)(x)
     np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
+
+
+@row("utils.to_tune_mode")
+def tune_mode():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    assert utils.to_tune_mode(model) == 1
+    all_finite(model(batch(2, 4, 4, 2), training=True))
 
 
 @row("utils.check_reversibility")

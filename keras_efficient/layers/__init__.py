@@ -2,6 +2,7 @@ from keras_efficient.layers.adaptation.gradient_reversal import (
     GradientReversal as GradientReversal,
 )
 from keras_efficient.layers.binary.binarized import Binarized as Binarized
+from keras_efficient.layers.convolutional.conv_bn import ConvBN as ConvBN
 from keras_efficient.layers.convolutional.conv_next_block import (
     ConvNeXtBlock as ConvNeXtBlock,
 )
@@ -37,6 +38,9 @@ from keras_efficient.layers.invertible.invertible_sequential import (
 )
 from keras_efficient.layers.normalization.ada_b2n import AdaB2N as AdaB2N
 from keras_efficient.layers.normalization.alpha_bn import AlphaBN as AlphaBN
+from keras_efficient.layers.normalization.batch_channel_normalization import (
+    BatchChannelNormalization as BatchChannelNormalization,
+)
 from keras_efficient.layers.normalization.evo_norm import EvoNorm as EvoNorm
 from keras_efficient.layers.normalization.instance_batch_normalization import (
     InstanceBatchNormalization as InstanceBatchNormalization,
@@ -46,6 +50,9 @@ from keras_efficient.layers.normalization.simplified_linear_attention import (
     SimplifiedLinearAttention as SimplifiedLinearAttention,
 )
 from keras_efficient.layers.normalization.unmix_tns import UnMixTNS as UnMixTNS
+from keras_efficient.layers.normalization.weight_standardization import (
+    WeightStandardization as WeightStandardization,
+)
 from keras_efficient.layers.reversible.additive_coupling import (
     AdditiveCoupling as AdditiveCoupling,
 )

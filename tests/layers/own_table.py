@@ -2,5 +2,6 @@
 
 from tests.layers.own.binary import BINARY
 from tests.layers.own.normalization import NORMALIZATION
+from tests.layers.own.weights import WEIGHTS
 
-OWN = {**NORMALIZATION, **BINARY}
+OWN = {**NORMALIZATION, **BINARY, **WEIGHTS}
