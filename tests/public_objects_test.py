@@ -360,7 +360,7 @@ def check_optimizer(cls, dtype="float32"):
 
 for name in (
     *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
-    *("LDAdam", "MicroAdam", "Muon8bit", "SinkGD"),
+    *("LDAdam", "MicroAdam", "Muon8bit", "SelectedAdam", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
     ROWS[f"optimizers.{name}",] = functools.partial(check_optimizer, cls)
@@ -371,6 +371,15 @@ def blocks_in_turn():
     # The variable is the block.
     check_optimizer(
         lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
+    )
+
+
+@row("optimizers.Unfreezing")
+def unfreezing():
+    check_optimizer(
+        lambda rate: optimizers.Unfreezing(
+            keras.optimizers.SGD(rate), [["kernel"]], interval=2
+        )
     )
 
 
