@@ -28,6 +28,7 @@ def ReversibleViT(
     classes=1000,
     classifier_activation="softmax",
     reversible=True,
+    normalization="pre",
     name="reversible_vit",
 ):
     """Build a vision transformer whose activations do not grow with depth.
@@ -80,6 +81,9 @@ def ReversibleViT(
         classifier_activation: Of the last layer, `None` for logits. Defaults
             to `"softmax"`.
         reversible: Boolean. Defaults to `True`.
+        normalization: `"pre"`, `"post"` or `"peri"`, as in
+            `keras_efficient.layers.ReversibleTransformerEncoder`. Defaults to
+            `"pre"`.
         name: String. Defaults to `"reversible_vit"`.
 
     Returns:
@@ -130,6 +134,7 @@ def ReversibleViT(
             dropout=dropout,
             layer_norm_epsilon=layer_norm_epsilon,
             drop_rate=rate,
+            normalization=normalization,
             name=f"block_{i}",
         )
         for i, rate in enumerate(rates)
