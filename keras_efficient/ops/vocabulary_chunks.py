@@ -170,5 +170,3 @@ def weighted_loss(
 
     fn = backend.custom_vjp(forward, backward)
     return fn(hidden, parameters, labels, weights, metrics.state, metrics.rows)
-
-

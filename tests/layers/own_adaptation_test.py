@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_efficient import layers
 from keras_efficient.utils import saved_activation_bytes
-from tests.gradients import gradients
 from tests.gradients import to_numpy
 from tests.marks import once
 from tests.twins import batch
@@ -156,9 +155,10 @@ def test_keys_move_to_the_means_of_what_is_near_them():
     layer.build((None, 2))
     layer.projection.assign(np.eye(2)[None])
     layer.adapt(x[np.argsort(x[:, 0] + x[:, 1])], batch_size=100, epochs=5)
-    near = np.abs(value(layer.keys)[0][:, None] - centers).max(-1).min(0)
-    # Where two keys start in one cluster, another has none of its own.
-    assert np.sum(near < 0.1) >= 1
+    keys = value(layer.keys)[0]
+    nearest = np.linalg.norm(x[:, None] - keys, axis=-1).argmin(-1)
+    means = [x[nearest == k].mean(0) for k in range(3)]
+    np.testing.assert_allclose(keys, means, atol=0.1)
 
 
 @once
@@ -204,6 +204,7 @@ def test_steps_and_a_larger_beta_find_single_patterns():
     assert errors[2] < 0.2
 
 
+@once
 def test_random_features_have_the_kernel_as_their_mean():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 10)).astype("float32")
@@ -258,6 +259,17 @@ def hourglass(reversible, blocks):
     return keras.Model(inputs, run([inputs, inputs])[0])
 
 
+@once
+def test_a_hourglass_block_has_a_skip_or_none():
+    x = batch(4, 16)
+    layer = layers.HourglassBlock(3)
+    lone = layers.HourglassBlock(3, skip=False)
+    y = value(layer(x))
+    lone(x)
+    lone.set_weights(layer.get_weights())
+    np.testing.assert_allclose(y - x, value(lone(x)), atol=1e-6)
+
+
 def test_a_reversible_run_frees_the_wide_skips_of_hourglass_blocks():
     x = batch(32, 64)
     kept = {
@@ -270,10 +282,6 @@ def test_a_reversible_run_frees_the_wide_skips_of_hourglass_blocks():
     growth = {r: kept[r, 6] - kept[r, 2] for r in (True, False)}
     assert growth[False] > 4 * x.nbytes  # the control: a skip a block
     assert growth[True] < growth[False] / 3
-    pair = [gradients(hourglass(r, 2), [x]) for r in (True, False)]
-    for ours, theirs in zip(*pair):
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 @once
