@@ -29,6 +29,7 @@ def ReversibleViT(
     classifier_activation="softmax",
     reversible=True,
     normalization="pre",
+    mixer="attention",
     name="reversible_vit",
 ):
     """Build a vision transformer whose activations do not grow with depth.
@@ -84,6 +85,8 @@ def ReversibleViT(
         normalization: `"pre"`, `"post"` or `"peri"`, as in
             `keras_efficient.layers.ReversibleTransformerEncoder`. Defaults to
             `"pre"`.
+        mixer: `"attention"`, or `"max"` for maxima over windows of patches,
+            `keras_efficient.layers.PoolingMixer`. Defaults to `"attention"`.
         name: String. Defaults to `"reversible_vit"`.
 
     Returns:
@@ -123,7 +126,8 @@ def ReversibleViT(
     )
     if first:
         x = layers.Permute((2, 3, 1))(x)
-    patches = x.shape[1] * x.shape[2]
+    grid = x.shape[1:3]
+    patches = grid[0] * grid[1]
     x = layers.Reshape((patches, hidden_dim))(x)
     x = PositionEmbedding(patches, name="positions")(x)
     rates = np.linspace(0, drop_rate, num_layers).tolist()
@@ -135,6 +139,8 @@ def ReversibleViT(
             layer_norm_epsilon=layer_norm_epsilon,
             drop_rate=rate,
             normalization=normalization,
+            mixer=mixer,
+            grid=grid if mixer == "max" else None,
             name=f"block_{i}",
         )
         for i, rate in enumerate(rates)
