@@ -16,6 +16,7 @@ from keras_efficient import config as config
 from keras_efficient import initializers as initializers
 from keras_efficient import kernels as kernels
 from keras_efficient import layers as layers
+from keras_efficient import losses as losses
 from keras_efficient import metrics as metrics
 from keras_efficient import models as models
 from keras_efficient import ops as ops
@@ -37,6 +38,7 @@ __all__ = [
     "initializers",
     "kernels",
     "layers",
+    "losses",
     "metrics",
     "micro_batches",
     "models",

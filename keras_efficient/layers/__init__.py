@@ -5,6 +5,9 @@ from keras_efficient.layers.convolutional.depthwise_conv_3d import (
     DepthwiseConv3D as DepthwiseConv3D,
 )
 from keras_efficient.layers.convolutional.mb_conv import MBConv as MBConv
+from keras_efficient.layers.heads.fixed_classifier import (
+    FixedClassifier as FixedClassifier,
+)
 from keras_efficient.layers.invertible.inverse import Inverse as Inverse
 from keras_efficient.layers.invertible.invertible_conv_1d import (
     InvertibleConv1D as InvertibleConv1D,
@@ -26,6 +29,9 @@ from keras_efficient.layers.invertible.invertible_residual import (
 )
 from keras_efficient.layers.invertible.invertible_sequential import (
     InvertibleSequential as InvertibleSequential,
+)
+from keras_efficient.layers.regularization.shannon_decay import (
+    ShannonDecay as ShannonDecay,
 )
 from keras_efficient.layers.reversible.additive_coupling import (
     AdditiveCoupling as AdditiveCoupling,

@@ -4,6 +4,9 @@ from keras_efficient.utils.check_reversibility import (
 from keras_efficient.utils.convert_optimizer_state import (
     convert_optimizer_state as convert_optimizer_state,
 )
+from keras_efficient.utils.item_difficulties import (
+    item_difficulties as item_difficulties,
+)
 from keras_efficient.utils.memory_plan import MemoryPlan as MemoryPlan
 from keras_efficient.utils.memory_plan import memory_plan as memory_plan
 from keras_efficient.utils.memory_report import memory_report as memory_report
@@ -19,4 +22,7 @@ from keras_efficient.utils.plot_learning_rate import (
 )
 from keras_efficient.utils.saved_activation_bytes import (
     saved_activation_bytes as saved_activation_bytes,
+)
+from keras_efficient.utils.selectable_dataset import (
+    SelectableDataset as SelectableDataset,
 )
