@@ -5,6 +5,12 @@ from keras_efficient.layers.convolutional.depthwise_conv_3d import (
     DepthwiseConv3D as DepthwiseConv3D,
 )
 from keras_efficient.layers.convolutional.mb_conv import MBConv as MBConv
+from keras_efficient.layers.elastic.elastic_conv_2d import (
+    ElasticConv2D as ElasticConv2D,
+)
+from keras_efficient.layers.elastic.elastic_dense import (
+    ElasticDense as ElasticDense,
+)
 from keras_efficient.layers.heads.fixed_classifier import (
     FixedClassifier as FixedClassifier,
 )
@@ -84,3 +90,6 @@ from keras_efficient.layers.reversible.reversible_transformer_encoder import (
     ReversibleTransformerEncoder as ReversibleTransformerEncoder,
 )
 from keras_efficient.layers.reversible.tiled import Tiled as Tiled
+from keras_efficient.layers.self_tuning.self_tuning_dense import (
+    SelfTuningDense as SelfTuningDense,
+)

@@ -4,6 +4,7 @@ from keras_efficient.models.inv_auto_translator import (
 from keras_efficient.models.invertible_autoencoder import (
     InvertibleAutoencoder as InvertibleAutoencoder,
 )
+from keras_efficient.models.no_prop import NoProp as NoProp
 from keras_efficient.models.patch_discriminator import (
     PatchDiscriminator as PatchDiscriminator,
 )
@@ -38,3 +39,4 @@ from keras_efficient.models.reversible_vit_variants import (
 from keras_efficient.models.reversible_vit_variants import (
     ReversibleViTTiny as ReversibleViTTiny,
 )
+from keras_efficient.models.self_tuning import SelfTuning as SelfTuning

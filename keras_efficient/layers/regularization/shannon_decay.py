@@ -27,9 +27,6 @@ class ShannonDecay(keras.layers.Layer):
     axes but the last, and over what a mask leaves. Nothing is added in
     inference.
 
-    The loss is one of `add_loss`, which Keras collects from layers that it
-    runs itself; do not put it into a layer that is recomputed.
-
     Args:
         factor: Non-negative float. Defaults to `1e-3`.
         momentum: Float in [0, 1). Defaults to `0.8`.
