@@ -69,8 +69,8 @@ class NoProp(keras.Model):
         Logits of shape `(batch, num_classes)`.
 
     Raises:
-        ValueError: an argument is outside its range, or a loss is given to
-            `compile`.
+        ValueError: an argument is outside its range, or, in the first step,
+            `compile` was given a loss.
 
     Example:
 
@@ -140,13 +140,6 @@ class NoProp(keras.Model):
             else "orthogonal",
         )
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        if loss is not None:
-            raise ValueError(
-                f"`NoProp` has losses of its own. Received: loss={loss!r}"
-            )
-        super().compile(optimizer, **kwargs)
-
     def call(self, inputs, training=False):
         batch = ops.shape(inputs)[0]
         if training:
@@ -185,6 +178,11 @@ class NoProp(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
+        if self.loss is not None:
+            raise ValueError(
+                "`NoProp` has losses of its own: compile it without one. "
+                f"Received: loss={self.loss!r}"
+            )
         total = sum(self.losses)
         labels = ops.cast(ops.reshape(y, (-1,)), "int32")
         if training:

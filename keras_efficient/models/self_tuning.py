@@ -62,7 +62,7 @@ class SelfTuning(keras.Model):
 
     in one step, in which each variable has the gradient of its own part. The
     paper takes turns, two steps of one and one of the other, after five epochs
-    without; here there is one step of both. What layers add by `add_loss`,
+    without, which is `warmup_steps`; here there is one step of both. What layers add by `add_loss`,
     such as `SelfTuningDense(..., decay=0)`, counts for the first part only.
     On tuning data the network runs in inference mode.
 
@@ -78,6 +78,9 @@ class SelfTuning(keras.Model):
         scale: Positive float, softplus(scale) at first. Defaults to `0.5`.
         tune_scale: Whether the scales learn, too. Defaults to `True`.
         entropy: Non-negative float. Defaults to `1e-3`.
+        warmup_steps: Integer, how many steps hyperparameters rest at first:
+            until weights answer to them, their gradient leads anywhere.
+            Defaults to `0`.
         seed: Integer. Defaults to `None`, at random.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
@@ -116,6 +119,7 @@ class SelfTuning(keras.Model):
         scale=0.5,
         tune_scale=True,
         entropy=1e-3,
+        warmup_steps=0,
         seed=None,
         **kwargs,
     ):
@@ -124,6 +128,7 @@ class SelfTuning(keras.Model):
             ("hyperparameters", len(hyperparameters) > 0, "at least one"),
             ("scale", 0 < scale < math.inf, "a positive float"),
             ("entropy", 0 <= entropy < math.inf, "a float of at least 0"),
+            ("warmup_steps", warmup_steps >= 0, "an integer of at least 0"),
         ):
             if not is_right:
                 raise ValueError(
@@ -132,7 +137,7 @@ class SelfTuning(keras.Model):
                 )
         self.network, self.first = network, dict(hyperparameters)
         self.scale, self.tune_scale = scale, tune_scale
-        self.entropy, self.seed = entropy, seed
+        self.entropy, self.warmup_steps, self.seed = entropy, warmup_steps, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.hyperparameters = self.add_weight(
             name="hyperparameters",
@@ -147,6 +152,9 @@ class SelfTuning(keras.Model):
                 [math.log(math.expm1(scale))] * len(self.first)
             ),
             trainable=tune_scale,
+        )
+        self.steps = self.add_weight(
+            name="steps", dtype="int32", initializer="zeros", trainable=False
         )
 
     def build(self, input_shape):
@@ -163,10 +171,17 @@ class SelfTuning(keras.Model):
             return {"train": self(x), "tuning": self(tuning)}
         h = ops.stop_gradient(self._rows(x, noise=True))
         outputs = self.network([x, h], training=True)
-        h = self._rows(tuning, noise=True)
+        h = self._after_warm_up(self._rows(tuning, noise=True))
+        self.steps.assign(self.steps + 1)
         with held_constant(self.network):
             tuned = self.network([tuning, h], training=False)
         return {"train": outputs, "tuning": tuned}
+
+    def _after_warm_up(self, x):
+        """Return x, which has no gradient in the first steps."""
+        held = ops.stop_gradient(x)
+        is_on = ops.cast(self.steps >= self.warmup_steps, x.dtype)
+        return held + is_on * (x - held)
 
     def _rows(self, x, noise=False):
         """Return h, one row an example."""
@@ -193,6 +208,7 @@ class SelfTuning(keras.Model):
         measure = keras.losses.get(self.loss)
         loss = loss + ops.mean(measure(y["tuning"], y_pred["tuning"]))
         spread = ops.softplus(ops.convert_to_tensor(self.scales))
+        spread = self._after_warm_up(spread)
         return loss - self.entropy * ops.sum(ops.log(spread))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -224,6 +240,7 @@ class SelfTuning(keras.Model):
             "scale": self.scale,
             "tune_scale": self.tune_scale,
             "entropy": self.entropy,
+            "warmup_steps": self.warmup_steps,
             "seed": self.seed,
         }
 

@@ -69,9 +69,8 @@ def test_a_masked_dense_layer_is_what_it_exports(units, inputs):
 @pytest.mark.parametrize(
     "size, filters, inputs", [(7, 2, 4), (5, 6, 2), (3, 3, 3)]
 )
-def test_a_masked_convolution_is_what_it_exports(
-    size, filters, inputs, strides
-):
+def test_a_masked_convolution_is_what_it_exports(sizes, strides):
+    size, filters, inputs = sizes
     layer = randomized(ElasticConv2D(6, strides=strides), IMAGES)
     layer.set_active(filters=filters, kernel_size=size, inputs=inputs)
     small = layer.export()
