@@ -13,6 +13,7 @@ import types as _types
 
 from keras_efficient import callbacks as callbacks
 from keras_efficient import config as config
+from keras_efficient import constraints as constraints
 from keras_efficient import initializers as initializers
 from keras_efficient import kernels as kernels
 from keras_efficient import layers as layers
@@ -35,6 +36,7 @@ __all__ = [
     "callbacks",
     "chunk_loss",
     "config",
+    "constraints",
     "initializers",
     "kernels",
     "layers",

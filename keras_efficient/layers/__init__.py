@@ -1,3 +1,7 @@
+from keras_efficient.layers.adaptation.gradient_reversal import (
+    GradientReversal as GradientReversal,
+)
+from keras_efficient.layers.binary.binarized import Binarized as Binarized
 from keras_efficient.layers.convolutional.conv_next_block import (
     ConvNeXtBlock as ConvNeXtBlock,
 )
@@ -5,6 +9,10 @@ from keras_efficient.layers.convolutional.depthwise_conv_3d import (
     DepthwiseConv3D as DepthwiseConv3D,
 )
 from keras_efficient.layers.convolutional.mb_conv import MBConv as MBConv
+from keras_efficient.layers.core.reparametrized import (
+    Reparametrized as Reparametrized,
+)
+from keras_efficient.layers.core.sparse_nm import SparseNM as SparseNM
 from keras_efficient.layers.elastic.elastic_conv_2d import (
     ElasticConv2D as ElasticConv2D,
 )
@@ -36,6 +44,17 @@ from keras_efficient.layers.invertible.invertible_residual import (
 from keras_efficient.layers.invertible.invertible_sequential import (
     InvertibleSequential as InvertibleSequential,
 )
+from keras_efficient.layers.normalization.ada_b2n import AdaB2N as AdaB2N
+from keras_efficient.layers.normalization.alpha_bn import AlphaBN as AlphaBN
+from keras_efficient.layers.normalization.evo_norm import EvoNorm as EvoNorm
+from keras_efficient.layers.normalization.instance_batch_normalization import (
+    InstanceBatchNormalization as InstanceBatchNormalization,
+)
+from keras_efficient.layers.normalization.p_rep_bn import PRepBN as PRepBN
+from keras_efficient.layers.normalization.simplified_linear_attention import (
+    SimplifiedLinearAttention as SimplifiedLinearAttention,
+)
+from keras_efficient.layers.normalization.unmix_tns import UnMixTNS as UnMixTNS
 from keras_efficient.layers.regularization.shannon_decay import (
     ShannonDecay as ShannonDecay,
 )

@@ -24,6 +24,7 @@ def ReversibleViT(
     classes=1000,
     classifier_activation="softmax",
     reversible=True,
+    normalization="pre",
     name="reversible_vit",
 ):
     """Build a vision transformer whose activations do not grow with depth.
@@ -64,6 +65,9 @@ def ReversibleViT(
         classifier_activation: Of the last layer, `None` for logits. Defaults
             to `"softmax"`.
         reversible: Boolean. Defaults to `True`.
+        normalization: `"pre"`, `"post"` or `"peri"`, as in
+            `keras_efficient.layers.ReversibleTransformerEncoder`. Defaults to
+            `"pre"`.
         name: String. Defaults to `"reversible_vit"`.
 
     Returns:
@@ -108,7 +112,11 @@ def ReversibleViT(
     x = PositionEmbedding(patches, name="positions")(x)
     blocks = [
         ReversibleTransformerEncoder(
-            intermediate_dim, num_heads, dropout=dropout, name=f"block_{i}"
+            intermediate_dim,
+            num_heads,
+            dropout=dropout,
+            normalization=normalization,
+            name=f"block_{i}",
         )
         for i in range(num_layers)
     ]

@@ -10,11 +10,15 @@ def uniform_noise(shape, step, seed):
     device, and again after a restart, without state. The mixing is the
     finalizer of MurmurHash3, in int32 arithmetic that wraps around.
     """
-    size = math.prod(shape)
-    x = ops.arange(size, dtype="int32")
-    x = _mix(x + _mix(step + _mix(ops.cast(seed, "int32"))))
+    x = hashes(math.prod(shape), step, seed)
     x = ops.cast(_shift(x, 8), "float32") * 2.0**-24
     return ops.reshape(x, shape)
+
+
+def hashes(size, step, seed):
+    """Hash (step, seed, position) to int32 numbers, one for each position."""
+    x = ops.arange(size, dtype="int32")
+    return _mix(x + _mix(step + _mix(ops.cast(seed, "int32"))))
 
 
 def uniform_noises(sizes, step):

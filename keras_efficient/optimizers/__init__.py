@@ -5,6 +5,10 @@ from keras_efficient.optimizers.gradient_projection import (
 )
 from keras_efficient.optimizers.ld_adam import LDAdam as LDAdam
 from keras_efficient.optimizers.lion_8bit import Lion8bit as Lion8bit
+from keras_efficient.optimizers.lisa import LISA as LISA
+from keras_efficient.optimizers.masked_optimizer import (
+    MaskedOptimizer as MaskedOptimizer,
+)
 from keras_efficient.optimizers.micro_adam import MicroAdam as MicroAdam
 from keras_efficient.optimizers.muon_8bit import Muon8bit as Muon8bit
 from keras_efficient.optimizers.sgd_8bit import SGD8bit as SGD8bit

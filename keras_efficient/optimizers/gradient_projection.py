@@ -66,6 +66,15 @@ class GradientProjection(OptimizerWrapper):
         - [Lin et al., 2022](https://arxiv.org/abs/2211.00789), CUBER
     """
 
+    REFUSED = (
+        keras.optimizers.LossScaleOptimizer,
+        keras.optimizers.MultiOptimizer,
+    )
+    ADVICE = (
+        "Put `LossScaleOptimizer` around this one, and this one around those "
+        "in a `MultiOptimizer`."
+    )
+
     def __init__(self, optimizer, bases, name=None):
         super().__init__(optimizer, name)
         if self.inner_optimizer.use_ema:
@@ -88,7 +97,7 @@ class GradientProjection(OptimizerWrapper):
     def build(self, variables):
         if self.built:
             return
-        super().build(variables)
+        keras.optimizers.Optimizer.build(self, variables)
         rows = {}
         for path, basis in self.bases.items():
             found = [
@@ -127,11 +136,7 @@ class GradientProjection(OptimizerWrapper):
         return rows in products
 
     def apply(self, grads, trainable_variables=None):
-        if not self.built:
-            self.build(list(trainable_variables))
-        if trainable_variables is None:
-            trainable_variables = self._trainable_variables
-        self._check_variables_are_known(trainable_variables)
+        trainable_variables = self._known(trainable_variables)
         bases = [
             self._basis_of.get(self._var_key(v)) for v in trainable_variables
         ]

@@ -1,32 +1,41 @@
-"""What optimizers around an optimizer have in common."""
-
 import keras
 
 
 class OptimizerWrapper(keras.optimizers.Optimizer):
-    """An optimizer that hands all but a part of its work to another.
+    """Base class of optimizers that leave the step to another one.
 
-    A subclass defines `build` and `apply`, and adds its options to the config.
-    The state of both is saved, its own first.
+    Options, learning rate, iterations and the scale of losses are those of
+    the optimizer inside. A subclass writes `apply`, and `build`, which builds
+    the optimizer inside.
     """
+
+    # What may not be inside, besides its own kind, and what to do about it.
+    REFUSED = (keras.optimizers.LossScaleOptimizer,)
+    ADVICE = "Put `LossScaleOptimizer` around this one."
 
     def __init__(self, optimizer, name=None):
         optimizer = keras.optimizers.get(optimizer)
-        wrappers = (
-            OptimizerWrapper,
-            keras.optimizers.LossScaleOptimizer,
-            keras.optimizers.MultiOptimizer,
-        )
-        if isinstance(optimizer, wrappers):
-            cls = type(self).__name__
+        if isinstance(optimizer, (*self.REFUSED, type(self))):
             raise ValueError(
                 "`optimizer` must be an optimizer, not a wrapper of some. "
-                f"Put `LossScaleOptimizer` around `{cls}`, and `{cls}` around "
-                "each of those in a `MultiOptimizer`. "
-                f"Received: {type(optimizer).__name__}"
+                f"{self.ADVICE} Received: {type(optimizer).__name__}"
             )
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = optimizer
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.inner_optimizer.build(variables)
+
+    def _known(self, trainable_variables):
+        """Build for these variables, or return those it was built for."""
+        if not self.built:
+            self.build(list(trainable_variables))
+        if trainable_variables is None:
+            return self._trainable_variables
+        self._check_variables_are_known(trainable_variables)
+        return list(trainable_variables)
 
     @property
     def variables(self):
@@ -58,6 +67,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
 
     def get_config(self):
         return {

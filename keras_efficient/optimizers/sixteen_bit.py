@@ -67,6 +67,15 @@ class SixteenBit(OptimizerWrapper):
         - FlashOptim, [arXiv 2602.23349](https://arxiv.org/abs/2602.23349)
     """
 
+    REFUSED = (
+        keras.optimizers.LossScaleOptimizer,
+        keras.optimizers.MultiOptimizer,
+    )
+    ADVICE = (
+        "Put `LossScaleOptimizer` around `SixteenBit`, and `SixteenBit` around "
+        "each of those in a `MultiOptimizer`."
+    )
+
     def __init__(self, optimizer, weight_rounding="compensated", name=None):
         super().__init__(optimizer, name)
         self.weight_rounding = weight_rounding
@@ -84,7 +93,7 @@ class SixteenBit(OptimizerWrapper):
                 f"{strategy.num_replicas_in_sync} replicas. Use an optimizer "
                 "of this package, with its own `weight_rounding`."
             )
-        super().build(variables)
+        keras.optimizers.Optimizer.build(self, variables)
         self._weights.build(self, variables)
         views = {}
         for index, variable in enumerate(variables):
@@ -116,14 +125,10 @@ class SixteenBit(OptimizerWrapper):
         return [self._views.get(self._var_key(v), v) for v in variables]
 
     def apply(self, grads, trainable_variables=None):
-        if not self.built:
-            self.build(list(trainable_variables))
-        if trainable_variables is None:
-            trainable_variables = self._trainable_variables
-        self._check_variables_are_known(trainable_variables)
+        variables = self._known(trainable_variables)
         self.inner_optimizer.apply(
             float32_gradients(self.inner_optimizer, grads),
-            self._as_float32(trainable_variables),
+            self._as_float32(variables),
         )
 
     def _update_in_turn(self, grads, variables, learning_rate):
@@ -147,7 +152,5 @@ class SixteenBit(OptimizerWrapper):
         )
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "weight_rounding": self.weight_rounding,
-        }
+        config = {"weight_rounding": self.weight_rounding}
+        return {**super().get_config(), **config}

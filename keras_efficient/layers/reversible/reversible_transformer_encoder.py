@@ -36,6 +36,11 @@ class ReversibleTransformerEncoder(TransformerBlock):
         dropout: Float in [0, 1). Defaults to `0.0`.
         activation: Of the inner dense layer. Defaults to `"gelu"`.
         layer_norm_epsilon: Float. Defaults to `1e-5`.
+        normalization: `"pre"`, `"post"` or `"peri"`: whether a function
+            normalizes its input, what it adds to a stream, or both (Peri-LN,
+            which bounds by how much a block changes a stream). The sum itself
+            is never normalized, which would not be reversible. Defaults to
+            `"pre"`.
         **kwargs: Arguments of `keras.layers.Layer`. The two functions compute
             in `dtype`, such as `"mixed_bfloat16"`; the streams stay float32.
 
@@ -72,4 +77,6 @@ class ReversibleTransformerEncoder(TransformerBlock):
         - [Su et al., 2021](https://arxiv.org/abs/2104.09864) (`use_rope`)
         - [Ainslie et al., 2023](https://arxiv.org/abs/2305.13245)
           (`num_key_value_heads`)
+        - [Kim et al., 2025](https://arxiv.org/abs/2502.02732)
+          (`normalization="peri"`)
     """

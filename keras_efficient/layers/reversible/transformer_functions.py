@@ -8,8 +8,40 @@ import keras
 from keras import layers
 from keras import ops
 
+# Where a function normalizes: its input, its output, or both.
+NORMALIZATIONS = ("pre", "post", "peri")
 
-class SelfAttention(layers.Layer):
+
+class Normalized(layers.Layer):
+    """A function with LayerNormalization before it, behind it, or both.
+
+    ```
+    pre:  f(norm(x))      post:  norm(f(x))      peri:  norm(f(norm(x)))
+    ```
+    """
+
+    def __init__(self, normalization, epsilon, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.normalization = normalization
+        self.epsilon = epsilon
+
+    def build(self, x_shape):
+        self.norm = self.output_norm = layers.Identity()
+        if self.normalization != "post":
+            self.norm = self._layer_norm(x_shape)
+        if self.normalization != "pre":
+            self.output_norm = self._layer_norm(x_shape, "output_norm")
+
+    def _layer_norm(self, x_shape, name=None):
+        norm = layers.LayerNormalization(
+            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.build(x_shape)
+        return norm
+
+
+class SelfAttention(Normalized):
     """Attend from each position to all, or to those before it.
 
     `keras.layers.MultiHeadAttention` and `GroupQueryAttention` hide their
@@ -31,17 +63,14 @@ class SelfAttention(layers.Layer):
         num_key_value_heads,
         use_rope,
         is_causal,
-        epsilon,
         dropout,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
         self.use_rope = use_rope
         self.is_causal = is_causal
-        self.epsilon = epsilon
         self.rate = dropout
 
     def build(self, x_shape):
@@ -54,16 +83,14 @@ class SelfAttention(layers.Layer):
                 f"num_heads={self.num_heads}, which is {size} a head."
             )
         groups = size * self.num_key_value_heads
+        super().build(x_shape)
         policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
-        )
         self.query = layers.Dense(width, dtype=policy, name="query")
         self.key = layers.Dense(groups, dtype=policy, name="key")
         self.value = layers.Dense(groups, dtype=policy, name="value")
         self.projection = layers.Dense(width, dtype=policy, name="projection")
         self.dropout = layers.Dropout(self.rate, dtype=policy)
-        for layer in (self.norm, self.query, self.key, self.value):
+        for layer in (self.query, self.key, self.value):
             layer.build(x_shape)
         self.projection.build(x_shape)
 
@@ -99,14 +126,15 @@ class SelfAttention(layers.Layer):
             flash_attention=keras.config.is_flash_attention_enabled(),
         )
         y = ops.reshape(y, ops.shape(x))
-        y = self.dropout(self.projection(y), training=training)
+        y = self.output_norm(self.projection(y))
+        y = self.dropout(y, training=training)
         return y if cache is None else (y, cache)
 
     def compute_output_shape(self, x_shape):
         return x_shape
 
 
-class CrossAttention(layers.Layer):
+class CrossAttention(Normalized):
     """Attend to the output of an encoder, the `context`.
 
     Call arguments:
@@ -115,14 +143,10 @@ class CrossAttention(layers.Layer):
             list of it and its padding mask, `(batch, source length)`.
     """
 
-    def __init__(
-        self, num_heads, num_key_value_heads, epsilon, dropout, **kwargs
-    ):
+    def __init__(self, num_heads, num_key_value_heads, dropout, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
-        self.epsilon = epsilon
         self.rate = dropout
 
     def build(self, x_shape, context_shape=None):
@@ -135,10 +159,8 @@ class CrossAttention(layers.Layer):
         source = context_shape
         if isinstance(source[0], (list, tuple)):
             source = source[0]
+        super().build(x_shape)
         policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
-        )
         self.attention = layers.GroupQueryAttention(
             head_size(self, x_shape[-1]),
             self.num_heads,
@@ -146,7 +168,6 @@ class CrossAttention(layers.Layer):
             dtype=policy,
         )
         self.dropout = layers.Dropout(self.rate, dtype=policy)
-        self.norm.build(x_shape)
         self.attention.build(x_shape, source)
 
     def call(self, x, context=None, training=None):
@@ -155,39 +176,32 @@ class CrossAttention(layers.Layer):
             context, mask = context
             mask = ops.cast(mask, "bool")[:, None]
         y = self.attention(self.norm(x), context, attention_mask=mask)
-        return self.dropout(y, training=training)
+        return self.dropout(self.output_norm(y), training=training)
 
 
-class FeedForward(layers.Layer):
+class FeedForward(Normalized):
     """Apply two dense layers, the activation between them."""
 
-    def __init__(
-        self, intermediate_dim, activation, epsilon, dropout, **kwargs
-    ):
+    def __init__(self, intermediate_dim, activation, dropout, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.intermediate_dim = intermediate_dim
         self.activation = activation
-        self.epsilon = epsilon
         self.rate = dropout
 
     def build(self, x_shape):
+        super().build(x_shape)
         policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
-        )
         self.expansion = layers.Dense(
             self.intermediate_dim, self.activation, dtype=policy
         )
         self.projection = layers.Dense(x_shape[-1], dtype=policy)
         self.dropout = layers.Dropout(self.rate, dtype=policy)
-        self.norm.build(x_shape)
         self.expansion.build(x_shape)
         self.projection.build((*x_shape[:-1], self.intermediate_dim))
 
     def call(self, x, training=None):
         y = self.projection(self.expansion(self.norm(x)))
-        return self.dropout(y, training=training)
+        return self.dropout(self.output_norm(y), training=training)
 
     def compute_output_shape(self, x_shape):
         return x_shape

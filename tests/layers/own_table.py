@@ -1,0 +1,6 @@
+"""Our own small layers, one row each. A new one is one row."""
+
+from tests.layers.own.binary import BINARY
+from tests.layers.own.normalization import NORMALIZATION
+
+OWN = {**NORMALIZATION, **BINARY}
