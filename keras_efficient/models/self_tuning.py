@@ -62,8 +62,9 @@ class SelfTuning(keras.Model):
 
     in one step, in which each variable has the gradient of its own part. The
     paper takes turns, two steps of one and one of the other, after five epochs
-    without, which is `warmup_steps`; here there is one step of both. What layers add by `add_loss`,
-    such as `SelfTuningDense(..., decay=0)`, counts for the first part only.
+    without, which is `warmup_steps`; here there is one step of both. What
+    layers add by `add_loss`, such as `SelfTuningDense(..., decay=0)`, counts
+    for the first part only.
     On tuning data the network runs in inference mode.
 
     `fit(x, y, tuning_data=(x, y))` trains; `evaluate` and `predict` are with

@@ -1,7 +1,8 @@
-from keras_efficient.utils.align_classifier import (
-    align_classifier as align_classifier,
 from keras_efficient.utils.adapt_batch_norm import (
     adapt_batch_norm as adapt_batch_norm,
+)
+from keras_efficient.utils.align_classifier import (
+    align_classifier as align_classifier,
 )
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
