@@ -37,6 +37,15 @@ from keras_efficient.layers.core.reparametrized import (
     Reparametrized as Reparametrized,
 )
 from keras_efficient.layers.core.sparse_nm import SparseNM as SparseNM
+from keras_efficient.layers.elastic.elastic_conv_2d import (
+    ElasticConv2D as ElasticConv2D,
+)
+from keras_efficient.layers.elastic.elastic_dense import (
+    ElasticDense as ElasticDense,
+)
+from keras_efficient.layers.heads.fixed_classifier import (
+    FixedClassifier as FixedClassifier,
+)
 from keras_efficient.layers.invertible.inverse import Inverse as Inverse
 from keras_efficient.layers.invertible.invertible_conv_1d import (
     InvertibleConv1D as InvertibleConv1D,
@@ -78,6 +87,9 @@ from keras_efficient.layers.normalization.simplified_linear_attention import (
 from keras_efficient.layers.normalization.unmix_tns import UnMixTNS as UnMixTNS
 from keras_efficient.layers.normalization.weight_standardization import (
     WeightStandardization as WeightStandardization,
+)
+from keras_efficient.layers.regularization.shannon_decay import (
+    ShannonDecay as ShannonDecay,
 )
 from keras_efficient.layers.reversible.additive_coupling import (
     AdditiveCoupling as AdditiveCoupling,
@@ -136,3 +148,6 @@ from keras_efficient.layers.reversible.reversible_transformer_encoder import (
     ReversibleTransformerEncoder as ReversibleTransformerEncoder,
 )
 from keras_efficient.layers.reversible.tiled import Tiled as Tiled
+from keras_efficient.layers.self_tuning.self_tuning_dense import (
+    SelfTuningDense as SelfTuningDense,
+)
