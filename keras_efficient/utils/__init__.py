@@ -1,3 +1,6 @@
+from keras_efficient.utils.average_statistics import (
+    average_statistics as average_statistics,
+)
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
 )
