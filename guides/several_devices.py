@@ -304,28 +304,29 @@ def bytes_of(variable):
 ## What a fleet would need: on paper, not run
 
 With `P` parameters, `n` devices, `B` bytes a second between two of them, `T`
-tokens a device and step, and `F` operations a second of a device:
+tokens a device and step, and `F` operations a second of a device; here 10^9,
+64, 25 GB/s, 16,000 and 400 TFLOP/s:
 
-| what | formula | 10^9 parameters, 64 devices, 25 GB/s, 400 TFLOP/s, 16k tokens |
+| what | formula | here |
 |---|---|---|
 | computing a step | `6 P T / F` | 0.25 s |
 | gradients, all-reduce in bfloat16 | `2 (n - 1)/n 2P / B` | 0.16 s |
-| ZeRO-1: reduce-scatter, then all-gather of float32 | `(n - 1)/n (2P + 4P) / B` | 0.24 s |
-| the same with weights in bfloat16 | `(n - 1)/n (2P + 2P) / B` | 0.16 s |
-| FSDP: all-gather twice, reduce-scatter, bfloat16 | `3 (n - 1)/n 2P / B` | 0.24 s |
-| bytes of Adam's state a device, ZeRO-1 | `8 P / n` | 125 MB |
-| bytes of MicroAdam's state a device, ZeRO-1 | `0.94 P / n` | 15 MB |
-| checkpoint, bfloat16 weights with corrections and MicroAdam | `(2 + 1 + 0.94) P` | 3.9 GB |
-| checkpoint, float32 weights and Adam | `(4 + 8) P` | 12 GB |
+| ZeRO-1, float32 gathered | `(n - 1)/n (2P + 4P) / B` | 0.24 s |
+| ZeRO-1, bfloat16 gathered | `(n - 1)/n (2P + 2P) / B` | 0.16 s |
+| FSDP: gather twice, scatter | `3 (n - 1)/n 2P / B` | 0.24 s |
+| Adam's state a device, ZeRO-1 | `8 P / n` | 125 MB |
+| MicroAdam's, ZeRO-1 | `0.94 P / n` | 15 MB |
+| checkpoint, bfloat16, MicroAdam | `(2 + 1 + 0.94) P` | 3.9 GB |
+| checkpoint, float32, Adam | `(4 + 8) P` | 12 GB |
 
 All of it overlaps with the backward pass but the last bucket and, with ZeRO-1,
 the all-gather after the step. Communication is hidden as long as `6 T / F` is
 above `4 / B`: from some 11,000 tokens a device here, whatever the size.
 
-Compressed state changes the choice. With Adam, 10^10 parameters in bfloat16 take
-100 GB, and FSDP is needed for the state alone; with MicroAdam under ZeRO-1
-they take 20 GB for weights, 20 GB for gradients, and 19.4 GB / n for corrections
-and state: they fit one device of 80 GB.
+Compressed state changes the choice. With Adam, 10^10 parameters in bfloat16
+take 100 GB, and FSDP is needed for the state alone; with MicroAdam under ZeRO-1
+they take 20 GB for weights, 20 GB for gradients, and 19.4 GB / n for
+corrections and state: they fit one device of 80 GB.
 
 A pipeline of `s` stages and `m` micro batches idles `(s - 1) / (m + s - 1)` of
 the time, and each stage keeps the activations of up to `s` micro batches: with

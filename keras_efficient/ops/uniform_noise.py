@@ -16,8 +16,13 @@ def uniform_noise(shape, step, seed):
 
 def noise_at(places, step, seed):
     """Return `uniform_noise` at some positions, an int32 tensor."""
-    x = _mix(places + _mix(step + _mix(ops.cast(seed, "int32"))))
+    x = hashes(places, step, seed)
     return ops.cast(_shift(x, 8), "float32") * 2.0**-24
+
+
+def hashes(places, step, seed):
+    """Hash (step, seed, position) to int32 numbers, one for each position."""
+    return _mix(places + _mix(step + _mix(ops.cast(seed, "int32"))))
 
 
 def uniform_noises(sizes, step):

@@ -24,8 +24,13 @@ OPTIONS = {
     "rope": (ReversibleTransformerDecoder, {"use_rope": True}),
     "cross": (
         ReversibleTransformerDecoder,
-        {"cross_attention": True, "num_key_value_heads": 2},
+        {
+            "cross_attention": True,
+            "num_key_value_heads": 2,
+            "normalization": "peri",
+        },
     ),
+    "post": (ReversibleTransformerEncoder, {"normalization": "post"}),
 }
 
 
@@ -52,6 +57,8 @@ class Reference:
         self.block = block
 
     def norm(self, layer, x):
+        if not layer.weights:
+            return x
         gamma, beta = to_numpy(layer.weights)
         x = x - x.mean(-1, keepdims=True)
         x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-5)
@@ -92,7 +99,7 @@ class Reference:
         if self.block.use_rope:
             query, key = self.turn(query), self.turn(key)
         y = self.attend(query, key, value, mask)
-        return self.dense(layer.projection, y)
+        return self.norm(layer.output_norm, self.dense(layer.projection, y))
 
     def cross_attention(self, x, source, mask):
         layer = self.block.cross_attention
@@ -106,12 +113,14 @@ class Reference:
             )
         )
         y = self.attend(query, key, value, mask)
-        return y @ weights[6].reshape(-1, x.shape[-1]) + weights[7]
+        y = y @ weights[6].reshape(-1, x.shape[-1]) + weights[7]
+        return self.norm(layer.output_norm, y)
 
     def feed_forward(self, x):
         layer = self.block.feed_forward
         y = self.dense(layer.expansion, self.norm(layer.norm, x))
-        return self.dense(layer.projection, np.maximum(y, 0))
+        y = self.dense(layer.projection, np.maximum(y, 0))
+        return self.norm(layer.output_norm, y)
 
     def __call__(self, x1, x2, mask, source=None, source_mask=None):
         if self.block.is_causal:
@@ -164,7 +173,9 @@ def masked(reversible):
             use_rope=True,
             dropout=0.2,
             activation="tanh",
+            drop_rate=0.3,
             cross_attention=True,
+            normalization="peri",
         )
         for _ in range(2)
     ]
@@ -187,9 +198,30 @@ def test_gradients_equal_those_of_the_plain_twin():
         results.append(gradients(model, inputs, LAST))
     for ours, theirs in zip(*results):
         assert max(relative_errors(ours, theirs)) < 1e-4
-    # The bias of the keys alone moves all scores of a query alike.
+    # The bias of the keys alone moves all scores of a query alike. And what
+    # is dropped for both sequences has no gradient.
     moved = [np.linalg.norm(d) > 1e-4 for d in results[1][2]]
-    assert sum(moved) >= len(moved) - 4 and len(moved) == 2 * 26
+    assert sum(moved) >= len(moved) / 2 and len(moved) == 2 * 32
+
+
+def test_stochastic_depth_drops_whole_sequences():
+    """Of each function by itself, and what is left is scaled up."""
+    block = ReversibleTransformerDecoder(
+        12, 2, drop_rate=0.5, cross_attention=True
+    )
+    x, context = batch(40, 3, 8), batch(40, 2, 8)
+    block([x, x], context=context)
+    fill(block)
+    for function in (
+        lambda **how: block.attention(x, **how),
+        lambda **how: block.cross_attention(x, context, **how),
+        lambda **how: block.feed_forward(x, **how),
+    ):
+        whole, some = to_numpy([function(), function(training=True)])
+        dropped = np.all(some == 0, axis=(1, 2))
+        assert 5 < dropped.sum() < 35
+        kept = ~dropped[:, None, None]
+        np.testing.assert_allclose(some, 2 * kept * whole, rtol=1e-5)
 
 
 def test_later_positions_do_not_reach_earlier_ones():
@@ -233,7 +265,9 @@ def test_precision_of_functions_survives_saving(tmp_path):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_config_round_trip(options):
     kind, arguments = options
-    block = kind(12, 4, dropout=0.1, activation="relu", **arguments)
+    block = kind(
+        12, 4, dropout=0.1, activation="relu", drop_rate=0.2, **arguments
+    )
     again = kind.from_config(block.get_config())
     assert again.get_config() == block.get_config()
     assert block.get_config()["activation"] == "relu"
@@ -246,6 +280,8 @@ def test_bad_arguments_are_refused():
         ReversibleTransformerEncoder(12, 4)(batch(2, 5, 12))
     with pytest.raises(ValueError, match="even size.*which is 3 a head"):
         ReversibleTransformerEncoder(12, 2, use_rope=True)(batch(2, 5, 12))
+    with pytest.raises(ValueError, match="`normalization` must be one of"):
+        ReversibleTransformerEncoder(12, 2, normalization="batch")
     block = ReversibleTransformerDecoder(12, 2, cross_attention=True)
     with pytest.raises(ValueError, match="needs the output of an encoder"):
         block(batch(2, 5, 8))

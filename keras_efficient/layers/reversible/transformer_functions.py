@@ -8,8 +8,11 @@ import keras
 from keras import layers
 from keras import ops
 
+from keras_efficient.layers.adaptation.pooling_mixer import PoolingMixer
+from keras_efficient.layers.reversible.normalized import Normalized
 
-class SelfAttention(layers.Layer):
+
+class SelfAttention(Normalized):
     """Attend from each position to all, or to those before it.
 
     `keras.layers.MultiHeadAttention` and `GroupQueryAttention` hide their
@@ -31,18 +34,13 @@ class SelfAttention(layers.Layer):
         num_key_value_heads,
         use_rope,
         is_causal,
-        epsilon,
-        dropout,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
         self.use_rope = use_rope
         self.is_causal = is_causal
-        self.epsilon = epsilon
-        self.rate = dropout
 
     def build(self, x_shape):
         width = x_shape[-1]
@@ -54,16 +52,13 @@ class SelfAttention(layers.Layer):
                 f"num_heads={self.num_heads}, which is {size} a head."
             )
         groups = size * self.num_key_value_heads
+        super().build(x_shape)
         policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
-        )
         self.query = layers.Dense(width, dtype=policy, name="query")
         self.key = layers.Dense(groups, dtype=policy, name="key")
         self.value = layers.Dense(groups, dtype=policy, name="value")
         self.projection = layers.Dense(width, dtype=policy, name="projection")
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
-        for layer in (self.norm, self.query, self.key, self.value):
+        for layer in (self.query, self.key, self.value):
             layer.build(x_shape)
         self.projection.build(x_shape)
 
@@ -99,14 +94,14 @@ class SelfAttention(layers.Layer):
             flash_attention=keras.config.is_flash_attention_enabled(),
         )
         y = ops.reshape(y, ops.shape(x))
-        y = self.dropout(self.projection(y), training=training)
+        y = self.finish(self.projection(y), training)
         return y if cache is None else (y, cache)
 
     def compute_output_shape(self, x_shape):
         return x_shape
 
 
-class CrossAttention(layers.Layer):
+class CrossAttention(Normalized):
     """Attend to the output of an encoder, the `context`.
 
     Call arguments:
@@ -115,15 +110,10 @@ class CrossAttention(layers.Layer):
             list of it and its padding mask, `(batch, source length)`.
     """
 
-    def __init__(
-        self, num_heads, num_key_value_heads, epsilon, dropout, **kwargs
-    ):
+    def __init__(self, num_heads, num_key_value_heads, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
-        self.epsilon = epsilon
-        self.rate = dropout
 
     def build(self, x_shape, context_shape=None):
         if context_shape is None:
@@ -135,18 +125,14 @@ class CrossAttention(layers.Layer):
         source = context_shape
         if isinstance(source[0], (list, tuple)):
             source = source[0]
+        super().build(x_shape)
         policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
-        )
         self.attention = layers.GroupQueryAttention(
             head_size(self, x_shape[-1]),
             self.num_heads,
             self.num_key_value_heads,
             dtype=policy,
         )
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
-        self.norm.build(x_shape)
         self.attention.build(x_shape, source)
 
     def call(self, x, context=None, training=None):
@@ -155,39 +141,66 @@ class CrossAttention(layers.Layer):
             context, mask = context
             mask = ops.cast(mask, "bool")[:, None]
         y = self.attention(self.norm(x), context, attention_mask=mask)
-        return self.dropout(y, training=training)
+        return self.finish(y, training)
 
 
-class FeedForward(layers.Layer):
-    """Apply two dense layers, the activation between them."""
+class PoolingFunction(Normalized):
+    """Mix a sequence that is a grid of patches by maxima over windows.
 
-    def __init__(
-        self, intermediate_dim, activation, epsilon, dropout, **kwargs
-    ):
+    Call arguments:
+        x: Tensor of shape `(batch, rows * columns, width)`.
+    """
+
+    def __init__(self, grid, dropout, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
-        self.intermediate_dim = intermediate_dim
-        self.activation = activation
-        self.epsilon = epsilon
+        self.grid = grid
         self.rate = dropout
 
     def build(self, x_shape):
-        policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
+        super().build(x_shape)
+        rows, columns = self.grid
+        if x_shape[1] != rows * columns:
+            raise ValueError(
+                "The sequence must have one patch for each place of the grid. "
+                f"Received: grid={self.grid}, a sequence of shape {x_shape}"
+            )
+        self.mixer = PoolingMixer(
+            data_format="channels_last", dtype=self.dtype_policy, name="mixer"
         )
+        self.mixer.build((None, rows, columns, x_shape[-1]))
+        self.dropout = layers.Dropout(self.rate, dtype=self.dtype_policy)
+
+    def call(self, x, training=None):
+        y = self.norm(x)
+        y = ops.reshape(y, (-1, *self.grid, x.shape[-1]))
+        y = ops.reshape(self.mixer(y), ops.shape(x))
+        return self.dropout(self.output_norm(y), training=training)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
+
+class FeedForward(Normalized):
+    """Apply two dense layers, the activation between them."""
+
+    def __init__(self, intermediate_dim, activation, **kwargs):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.activation = activation
+
+    def build(self, x_shape):
+        super().build(x_shape)
+        policy = self.dtype_policy
         self.expansion = layers.Dense(
             self.intermediate_dim, self.activation, dtype=policy
         )
         self.projection = layers.Dense(x_shape[-1], dtype=policy)
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
-        self.norm.build(x_shape)
         self.expansion.build(x_shape)
         self.projection.build((*x_shape[:-1], self.intermediate_dim))
 
     def call(self, x, training=None):
         y = self.projection(self.expansion(self.norm(x)))
-        return self.dropout(y, training=training)
+        return self.finish(y, training)
 
     def compute_output_shape(self, x_shape):
         return x_shape
