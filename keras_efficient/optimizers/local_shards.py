@@ -124,7 +124,7 @@ def check_division(optimizer, variable, is_compressed):
     )
     if optimizer._shapes_of_state(shape) is None:
         raise ValueError(
-            f"`{name}` needs all of a matrix for its step, and cannot step on "
+            f"`{name}` needs all of a tensor for its step, and cannot step on "
             f"DTensors. Received: '{variable.path}', a DTensor of shape "
             f"{shape}. {advice}"
         )

@@ -57,7 +57,7 @@ def test_each_rank_has_half_of_the_state(found):
 def test_what_is_not_supported_says_so(found):
     errors = found["errors"]
     assert "first axis only" in errors["axis"]
-    assert "all of a matrix" in errors["matrix"]
+    assert "all of a tensor" in errors["matrix"]
     assert "blocks do not end where the parts do" in errors["blocks"]
     assert "exclude_layers" in errors["blocks"]
     for name in ("partial", "plain gradient"):
