@@ -602,6 +602,17 @@ def state_of_another_optimizer():
     assert int(ops.convert_to_numpy(target.iterations)) == 1
 
 
+@row("utils.average_statistics")
+def statistics_of_processes():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization()]
+    )
+    before = [v.numpy() for v in model.non_trainable_variables]
+    utils.average_statistics(model)  # there is one process
+    for value, variable in zip(before, model.non_trainable_variables):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
 @row("chunk_loss", "micro_batches", "release_gradients")
 def steps_in_place():
     model = keras.Sequential([keras.Input((4,)), Dense(8), Dense(9)])

@@ -48,6 +48,7 @@ ARGUMENTS = {
         "--epochs 1 --steps 1 --batch-size 1 --edge 12 --depth 1 --width 4"
     ),
     "switching_backends": "--epochs 1 2 --depth 1 --width 8",
+    "several_devices": "--epochs 1 --steps 2 --depth 1 --width 64 --length 4",
     "your_own_reversible_block": "--epochs 1 --depth 1 --width 8",
 }
 

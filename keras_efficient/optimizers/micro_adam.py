@@ -5,16 +5,16 @@ from keras import ops
 
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
-from keras_efficient.ops.micro_adam_arguments import block_axes
-from keras_efficient.ops.micro_adam_arguments import flat_shapes
 from keras_efficient.ops.micro_adam_arguments import state_shapes
 from keras_efficient.ops.micro_adam_step import micro_adam_steps
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
-from keras_efficient.optimizers.state_layout import Shards
+from keras_efficient.optimizers.micro_adam_state import BEFORE_BLOCKS
+from keras_efficient.optimizers.micro_adam_state import add_state
+from keras_efficient.optimizers.micro_adam_state import block_shards
+from keras_efficient.optimizers.micro_adam_state import flat_state_shapes
+from keras_efficient.optimizers.micro_adam_state import places_of_blocks
 
-# Axes of each state before those of its blocks.
-BEFORE_BLOCKS = (1, 1, None, 0, 0, 0, 0)
 LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
 
 
@@ -209,60 +209,21 @@ class MicroAdam(CompressedOptimizer):
         )
 
     def _add_compressed_state(self, variable):
-        dtypes = MicroAdamState(
-            indices="uint8" if self.block_size <= 256 else "int16",
-            values=self.value_dtype,
-            written="int32",
-            codes="uint8",
-            low="bfloat16",
-            high="bfloat16",
-            velocity="float32",
-        )
-        shapes = state_shapes(tuple(variable.shape), **self._sizes())
+        shapes = self._shapes_of_state(tuple(variable.shape))
         shards = self._shards[self._get_variable_index(variable)]
-        slots = []
-        for name, before, *slot in zip(
-            MicroAdamState._fields, BEFORE_BLOCKS, shapes, dtypes
-        ):
-            is_divided = shards and before is not None
-            slots.append(
-                self._add(
-                    variable,
-                    name,
-                    *slot,
-                    layout=shards.layout(before) if is_divided else None,
-                    places=() if before is None else (before,),
-                )
-            )
-        return MicroAdamState(*slots)
+        return add_state(self, variable, shapes, shards)
 
     def _find_shards(self, variable):
-        shape = tuple(variable.shape)
-        blocks = block_axes(shape, self.block_size)
-        if blocks:
-            return Shards(variable, blocks, shape, self.zero)
-        blocks, rest = divmod(math.prod(shape), self.block_size)
-        if not rest:  # they straddle rows
-            view = blocks, self.block_size
-            return Shards(variable, (blocks,), view, self.zero)
-        # The last one is not full: in one piece, if that was to be.
-        shards = Shards(variable, (blocks + 1,), shape, self.zero, parts=(1,))
-        return shards if shards.is_divided else None
+        return block_shards(variable, self.block_size, self.zero)
+
+    def _shapes_of_state(self, shape):
+        return state_shapes(shape, **self._sizes())
 
     def _axes_before_blocks(self, slots):
         return BEFORE_BLOCKS
 
     def _flat_shapes(self):
-        places = {id(v): i for i, v in enumerate(self.variables)}
-        return {
-            places[id(slot)]: shape
-            for slots in self._states
-            if len(slots) == len(MicroAdamState._fields)
-            for slot, shape in zip(
-                slots, flat_shapes([tuple(slot.shape) for slot in slots])
-            )
-            if tuple(slot.shape) != shape
-        }
+        return flat_state_shapes(self)
 
     def _sizes(self):
         return {
@@ -288,14 +249,19 @@ class MicroAdam(CompressedOptimizer):
         )
 
     def _step_compressed(self, gradient, state, index, places=None):
+        if places is not None:
+            # Of each entry.
+            places = ops.expand_dims(places, -1) * self.block_size
+            places = [places + ops.arange(self.block_size, dtype="int32")]
         ((update, state),) = self._step_blocks(
             [gradient], [state], [index], places
         )
         return update, *state
 
     def _step_batch(self, rows, learning_rate):
-        seeds, _, _, gradients, states = zip(*rows)
-        results = self._step_blocks(gradients, states, seeds)
+        seeds, variables, _, gradients, states = zip(*rows)
+        places = [places_of_blocks(v, self.block_size) for v in variables]
+        results = self._step_blocks(gradients, states, seeds, places)
         for row, (update, state) in zip(rows, results):
             assign(self, row, (update, *state), learning_rate)
 
