@@ -16,6 +16,7 @@ from keras.layers import Dense
 from keras_efficient import callbacks
 from keras_efficient import chunk_loss
 from keras_efficient import config
+from keras_efficient import constraints
 from keras_efficient import initializers
 from keras_efficient import kernels
 from keras_efficient import layers
@@ -162,6 +163,25 @@ LAYERS = {
     ),
     "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
     "Tiled": (lambda: layers.Tiled(dense(8), tiles=2), (5, 8)),
+    "SparseNM": (lambda: layers.SparseNM(dense(4)), (8,)),
+    "WeightStandardization": (
+        lambda: layers.WeightStandardization(dense(4)),
+        (8,),
+    ),
+    "BatchChannelNormalization": (
+        lambda: layers.BatchChannelNormalization(2),
+        (4, 4, 8),
+    ),
+    "ConvBN": (
+        lambda: layers.ConvBN(
+            keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()
+        ),
+        (4, 4, 2),
+    ),
+    "Reparametrized": (
+        lambda: layers.Reparametrized(dense(4), ops.tanh),
+        (8,),
+    ),
     "ConvNeXtBlock": (lambda: layers.ConvNeXtBlock(3), (6, 6, 4)),
     "DepthwiseConv3D": (lambda: layers.DepthwiseConv3D(3), (4, 4, 4, 2)),
     "MBConv": (lambda: layers.MBConv(4), (6, 6, 4)),
@@ -185,6 +205,40 @@ LAYERS = {
         lambda: layers.InvertibleSequential([layers.InvertibleDense(4)]),
         (4,),
     ),
+    # Normalization
+    "EvoNorm": (lambda: layers.EvoNorm(groups=2), (5, 4)),
+    "InstanceBatchNormalization": (
+        layers.InstanceBatchNormalization,
+        (5, 4),
+    ),
+    "AlphaBN": (layers.AlphaBN, (5, 4)),
+    "UnMixTNS": (layers.UnMixTNS, (5, 4)),
+    "PRepBN": (lambda: layers.PRepBN(10), (5, 4)),
+    "SimplifiedLinearAttention": (
+        lambda: layers.SimplifiedLinearAttention(2, (2, 3)),
+        (6, 4),
+    ),
+    "Binarized": (lambda: layers.Binarized(dense(4)), (8,)),
+    "GradientReversal": (lambda: layers.GradientReversal(0.5, 10), (8,)),
+    # Adaptation
+    "Hydra": (lambda: layers.Hydra(Dense(4), 2), (8,)),
+    "EcoTTABlock": (
+        lambda: layers.EcoTTABlock(keras.layers.Conv2D(4, 1)),
+        (6, 6, 4),
+    ),
+    "HyperNetwork": (lambda: layers.HyperNetwork(dense(4)), (8,), (3,)),
+    "KeyValueBottleneck": (
+        lambda: layers.KeyValueBottleneck(2, 4, 3, 5),
+        (8,),
+    ),
+    "Hopfield": (lambda: layers.Hopfield(2, 3), (5, 8)),
+    "HopfieldPooling": (lambda: layers.HopfieldPooling(2, 3), (5, 8)),
+    "CompactRandomFeatures": (
+        lambda: layers.CompactRandomFeatures(8),
+        (8,),
+    ),
+    "PoolingMixer": (layers.PoolingMixer, (6, 6, 4)),
+    "HourglassBlock": (lambda: layers.HourglassBlock(3), (8,)),
 }
 for rank in (1, 2, 3):
     LAYERS[f"InvertibleConv{rank}D"] = (
@@ -198,6 +252,13 @@ for rank in (1, 2, 3):
         LAYERS[name] = getattr(layers, name), (*(4,) * rank, 8)
 for name, arguments in LAYERS.items():
     ROWS[f"layers.{name}",] = functools.partial(check_layer, *arguments)
+
+
+@row("layers.AdaB2N")
+def balanced_norm():
+    layer = layers.AdaB2N(2)
+    all_finite(layer([batch(2, 5, 4), np.array([0, 1])], training=True))
+    same_settings(layer)
 
 
 # Models
@@ -340,10 +401,42 @@ def check_optimizer(cls, dtype="float32"):
 
 for name in (
     *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
-    *("LDAdam", "MicroAdam", "Muon8bit", "SinkGD"),
+    *("LDAdam", "MicroAdam", "Muon8bit", "SelectedAdam", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
     ROWS[f"optimizers.{name}",] = functools.partial(check_optimizer, cls)
+
+
+@row("optimizers.LISA")
+def blocks_in_turn():
+    # The variable is the block.
+    check_optimizer(
+        lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
+    )
+
+
+@row("optimizers.Unfreezing")
+def unfreezing():
+    check_optimizer(
+        lambda rate: optimizers.Unfreezing(
+            keras.optimizers.SGD(rate), [["kernel"]], interval=2
+        )
+    )
+
+
+@row("constraints.StaticSparsity", "optimizers.MaskedOptimizer")
+def sparse():
+    constraint = constraints.StaticSparsity(0.75)
+    same_settings(constraint)
+    layer = Dense(4, kernel_constraint=constraint)
+    layer.build((None, 8))
+    assert constraints.StaticSparsity.start(layer) == 1
+    kernel = to_numpy([layer.kernel])[0]
+    assert np.count_nonzero(kernel) == 8
+    assert constraints.StaticSparsity.release(layer) == 1
+    check_optimizer(
+        lambda rate: optimizers.MaskedOptimizer(keras.optimizers.SGD(rate))
+    )
 
 
 @row("optimizers.SixteenBit")
@@ -443,6 +536,12 @@ def loss_of_tokens():
     all_finite(losses)
 
 
+@row("ops.binarize")
+def two_values():
+    y = our_ops.binarize(ops.convert_to_tensor([-0.5, 0.0, 2.0]))
+    np.testing.assert_array_equal(to_numpy([y])[0], [-1, 1, 1])
+
+
 @row("ops.block_top_k")
 def top_k():
     values = our_ops.block_top_k(ops.convert_to_tensor(batch(2, 64)), 3)[1]
@@ -529,6 +628,28 @@ def plan_of_memory():
     model = keras.Sequential([keras.Input((4,)), Dense(4)])
     plan = utils.memory_plan(model, 2, "1GiB", verbose=0)
     assert isinstance(plan, utils.MemoryPlan) and plan.fits
+
+
+@row("utils.adapt_batch_norm")
+def norms_of_a_model():
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm])
+    x = batch(3, 4)
+    y = utils.adapt_batch_norm(model, target_weight=0.0)(x)
+    np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
+
+
+@row("utils.to_tune_mode")
+def tune_mode():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    assert utils.to_tune_mode(model) == 1
+    all_finite(model(batch(2, 4, 4, 2), training=True))
 
 
 @row("utils.check_reversibility")

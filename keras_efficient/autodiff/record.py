@@ -100,6 +100,12 @@ class Record(keras.StatelessScope):
         self.state_mapping[key] = value
 
 
+def is_recorded():
+    """Return whether a `Record` sees what is read and written here."""
+    with keras.StatelessScope() as scope:
+        return isinstance(scope.original_scope, Record)
+
+
 class _Uncast(keras.layers.Layer):
     """Reads a variable in the dtype that it is stored in, whatever the policy
     of the layers around."""
@@ -113,6 +119,11 @@ class _Uncast(keras.layers.Layer):
 
 
 _uncast = _Uncast()
+
+
+def stored(variable):
+    """Read a variable as it is stored, whatever layers around compute in."""
+    return _uncast(read=lambda: variable.value)
 
 
 def values(variables):

@@ -7,6 +7,7 @@ from keras_efficient.models.invertible_autoencoder import (
 from keras_efficient.models.invertible_unet import (
     InvertibleUNet as InvertibleUNet,
 )
+from keras_efficient.models.no_prop import NoProp as NoProp
 from keras_efficient.models.patch_discriminator import (
     PatchDiscriminator as PatchDiscriminator,
 )
@@ -59,3 +60,4 @@ from keras_efficient.models.reversible_vit_variants import (
 from keras_efficient.models.reversible_vit_variants import (
     ReversibleViTTiny as ReversibleViTTiny,
 )
+from keras_efficient.models.self_tuning import SelfTuning as SelfTuning

@@ -40,6 +40,7 @@ class DecoderStack(layers.Layer):
         dropout=0.0,
         max_sequence_length=None,
         reversible=True,
+        normalization="pre",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -53,6 +54,7 @@ class DecoderStack(layers.Layer):
             "dropout": dropout,
             "max_sequence_length": max_sequence_length,
             "reversible": reversible,
+            "normalization": normalization,
         }
         policy = self.dtype_policy
         self.token_embedding = layers.ReversibleEmbedding(
@@ -74,6 +76,7 @@ class DecoderStack(layers.Layer):
                 num_key_value_heads=num_key_value_heads,
                 use_rope=max_sequence_length is None,
                 dropout=dropout,
+                normalization=normalization,
                 dtype=policy,
                 name=f"block_{i}",
             )

@@ -48,6 +48,9 @@ class ReversibleCausalLM(keras.Model):
             does not read well beyond the lengths it was trained on, though).
             Defaults to `None`.
         reversible: Boolean. Defaults to `True`.
+        normalization: `"pre"`, `"post"` or `"peri"`, as in
+            `keras_efficient.layers.ReversibleTransformerDecoder`. Defaults to
+            `"pre"`.
         dtype: Dtype policy of the layers, such as `"mixed_bfloat16"`. Streams
             are float32 all the same.
         name: String. Defaults to `"reversible_causal_lm"`.
@@ -90,6 +93,7 @@ class ReversibleCausalLM(keras.Model):
         dropout=0.0,
         max_sequence_length=None,
         reversible=True,
+        normalization="pre",
         dtype=None,
         name="reversible_causal_lm",
         **kwargs,
@@ -105,6 +109,7 @@ class ReversibleCausalLM(keras.Model):
             dropout=dropout,
             max_sequence_length=max_sequence_length,
             reversible=reversible,
+            normalization=normalization,
             dtype=self.dtype_policy,
             name="stack",
         )

@@ -28,6 +28,8 @@ def ReversibleViT(
     classes=1000,
     classifier_activation="softmax",
     reversible=True,
+    normalization="pre",
+    mixer="attention",
     name="reversible_vit",
 ):
     """Build a vision transformer whose activations do not grow with depth.
@@ -80,6 +82,11 @@ def ReversibleViT(
         classifier_activation: Of the last layer, `None` for logits. Defaults
             to `"softmax"`.
         reversible: Boolean. Defaults to `True`.
+        normalization: `"pre"`, `"post"` or `"peri"`, as in
+            `keras_efficient.layers.ReversibleTransformerEncoder`. Defaults to
+            `"pre"`.
+        mixer: `"attention"`, or `"max"` for maxima over windows of patches,
+            `keras_efficient.layers.PoolingMixer`. Defaults to `"attention"`.
         name: String. Defaults to `"reversible_vit"`.
 
     Returns:
@@ -119,7 +126,8 @@ def ReversibleViT(
     )
     if first:
         x = layers.Permute((2, 3, 1))(x)
-    patches = x.shape[1] * x.shape[2]
+    grid = x.shape[1:3]
+    patches = grid[0] * grid[1]
     x = layers.Reshape((patches, hidden_dim))(x)
     x = PositionEmbedding(patches, name="positions")(x)
     rates = np.linspace(0, drop_rate, num_layers).tolist()
@@ -130,6 +138,9 @@ def ReversibleViT(
             dropout=dropout,
             layer_norm_epsilon=layer_norm_epsilon,
             drop_rate=rate,
+            normalization=normalization,
+            mixer=mixer,
+            grid=grid if mixer == "max" else None,
             name=f"block_{i}",
         )
         for i, rate in enumerate(rates)

@@ -3,6 +3,7 @@ from keras_efficient.ops.adam_8bit_arguments import (
 )
 from keras_efficient.ops.adam_8bit_step import adam_8bit_step as adam_8bit_step
 from keras_efficient.ops.adam_step import adam_step as adam_step
+from keras_efficient.ops.binarize import binarize as binarize
 from keras_efficient.ops.block_top_k import block_top_k as block_top_k
 from keras_efficient.ops.ld_adam_step import ld_adam_step as ld_adam_step
 from keras_efficient.ops.linear_cross_entropy import (

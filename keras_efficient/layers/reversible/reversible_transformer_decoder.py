@@ -44,6 +44,11 @@ class ReversibleTransformerDecoder(TransformerBlock):
         activation: Of the inner dense layer. Defaults to `"gelu"`.
         layer_norm_epsilon: Float. Defaults to `1e-5`.
         drop_rate: Float in [0, 1), see the encoder. Defaults to `0.0`.
+        normalization: `"pre"`, `"post"` or `"peri"`: whether a function
+            normalizes its input, what it adds to a stream, or both (Peri-LN,
+            which bounds by how much a block changes a stream). The sum itself
+            is never normalized, which would not be reversible. Defaults to
+            `"pre"`.
         cross_attention: Boolean. Defaults to `False`.
         **kwargs: Arguments of `keras.layers.Layer`. The functions compute in
             `dtype`, such as `"mixed_bfloat16"`; the streams stay float32.
@@ -79,6 +84,8 @@ class ReversibleTransformerDecoder(TransformerBlock):
     Reference:
         - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762)
         - [Kitaev et al., 2020](https://arxiv.org/abs/2001.04451)
+        - [Kim et al., 2025](https://arxiv.org/abs/2502.02732)
+          (`normalization="peri"`)
     """
 
     is_causal = True
@@ -92,10 +99,7 @@ class ReversibleTransformerDecoder(TransformerBlock):
             self.cross_attention = CrossAttention(
                 self.num_heads,
                 self.num_key_value_heads,
-                self.layer_norm_epsilon,
-                self.dropout,
-                self.drop_rate,
-                dtype=self.function_policy,
+                **self.function_options(),
             )
 
     def function_names(self):

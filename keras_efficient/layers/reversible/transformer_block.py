@@ -5,6 +5,9 @@ import keras
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_sub_layer
 from keras_efficient.layers.reversible.sub_layers import pair
+from keras_efficient.layers.reversible.transformer_functions import (
+    NORMALIZATIONS,
+)
 from keras_efficient.layers.reversible.transformer_functions import FeedForward
 from keras_efficient.layers.reversible.transformer_functions import (
     SelfAttention,
@@ -35,6 +38,7 @@ class TransformerBlock(ReversibleLayer):
         activation="gelu",
         layer_norm_epsilon=1e-5,
         drop_rate=0.0,
+        normalization="pre",
         **kwargs,
     ):
         # That of the functions; the streams have their own.
@@ -47,6 +51,11 @@ class TransformerBlock(ReversibleLayer):
                 f"Received: num_heads={num_heads}, "
                 f"num_key_value_heads={num_key_value_heads}"
             )
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"`normalization` must be one of {NORMALIZATIONS}. Received: "
+                f"normalization={normalization!r}"
+            )
         self.intermediate_dim = intermediate_dim
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
@@ -55,24 +64,29 @@ class TransformerBlock(ReversibleLayer):
         self.activation = keras.activations.get(activation)
         self.layer_norm_epsilon = layer_norm_epsilon
         self.drop_rate = drop_rate
+        self.normalization = normalization
         self.attention = SelfAttention(
             num_heads,
             num_key_value_heads,
             use_rope,
             self.is_causal,
-            layer_norm_epsilon,
-            dropout,
-            drop_rate,
-            dtype=self.function_policy,
+            **self.function_options(),
         )
         self.feed_forward = FeedForward(
             intermediate_dim,
             self.activation,
-            layer_norm_epsilon,
-            dropout,
-            drop_rate,
-            dtype=self.function_policy,
+            **self.function_options(),
         )
+
+    def function_options(self):
+        """Arguments that all functions of the block have in common."""
+        return {
+            "normalization": self.normalization,
+            "epsilon": self.layer_norm_epsilon,
+            "dropout": self.dropout,
+            "drop_rate": self.drop_rate,
+            "dtype": self.function_policy,
+        }
 
     def function_names(self):
         return ["attention", "feed_forward"]
@@ -122,4 +136,5 @@ class TransformerBlock(ReversibleLayer):
             "activation": keras.activations.serialize(self.activation),
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "drop_rate": self.drop_rate,
+            "normalization": self.normalization,
         }

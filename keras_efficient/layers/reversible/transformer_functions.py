@@ -8,8 +8,53 @@ import keras
 from keras import layers
 from keras import ops
 
+from keras_efficient.layers.adaptation.pooling_mixer import PoolingMixer
 
-class SelfAttention(layers.Layer):
+# Where a function normalizes: its input, its output, or both.
+NORMALIZATIONS = ("pre", "post", "peri")
+
+
+class Normalized(layers.Layer):
+    """A function with LayerNormalization before it, behind it, or both.
+
+    ```
+    pre:  f(norm(x))      post:  norm(f(x))      peri:  norm(f(norm(x)))
+    ```
+    """
+
+    def __init__(
+        self, normalization, epsilon, dropout, drop_rate=0.0, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.normalization = normalization
+        self.epsilon = epsilon
+        self.rate = dropout
+        self.drop_rate = drop_rate
+
+    def build(self, x_shape):
+        self.norm = self.output_norm = layers.Identity()
+        if self.normalization != "post":
+            self.norm = self._layer_norm(x_shape)
+        if self.normalization != "pre":
+            self.output_norm = self._layer_norm(x_shape, "output_norm")
+        self.dropout = layers.Dropout(self.rate, dtype=self.dtype_policy)
+        self.drop = stochastic_depth(self.drop_rate, self.dtype_policy)
+
+    def finish(self, y, training):
+        """Return what is added to a stream."""
+        y = self.dropout(self.output_norm(y), training=training)
+        return self.drop(y, training=training)
+
+    def _layer_norm(self, x_shape, name=None):
+        norm = layers.LayerNormalization(
+            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.build(x_shape)
+        return norm
+
+
+class SelfAttention(Normalized):
     """Attend from each position to all, or to those before it.
 
     `keras.layers.MultiHeadAttention` and `GroupQueryAttention` hide their
@@ -31,20 +76,13 @@ class SelfAttention(layers.Layer):
         num_key_value_heads,
         use_rope,
         is_causal,
-        epsilon,
-        dropout,
-        drop_rate=0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
         self.use_rope = use_rope
         self.is_causal = is_causal
-        self.epsilon = epsilon
-        self.rate = dropout
-        self.drop_rate = drop_rate
 
     def build(self, x_shape):
         width = x_shape[-1]
@@ -56,17 +94,13 @@ class SelfAttention(layers.Layer):
                 f"num_heads={self.num_heads}, which is {size} a head."
             )
         groups = size * self.num_key_value_heads
+        super().build(x_shape)
         policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
-        )
         self.query = layers.Dense(width, dtype=policy, name="query")
         self.key = layers.Dense(groups, dtype=policy, name="key")
         self.value = layers.Dense(groups, dtype=policy, name="value")
         self.projection = layers.Dense(width, dtype=policy, name="projection")
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
-        self.drop = stochastic_depth(self.drop_rate, policy)
-        for layer in (self.norm, self.query, self.key, self.value):
+        for layer in (self.query, self.key, self.value):
             layer.build(x_shape)
         self.projection.build(x_shape)
 
@@ -102,15 +136,14 @@ class SelfAttention(layers.Layer):
             flash_attention=keras.config.is_flash_attention_enabled(),
         )
         y = ops.reshape(y, ops.shape(x))
-        y = self.dropout(self.projection(y), training=training)
-        y = self.drop(y, training=training)
+        y = self.finish(self.projection(y), training)
         return y if cache is None else (y, cache)
 
     def compute_output_shape(self, x_shape):
         return x_shape
 
 
-class CrossAttention(layers.Layer):
+class CrossAttention(Normalized):
     """Attend to the output of an encoder, the `context`.
 
     Call arguments:
@@ -119,22 +152,10 @@ class CrossAttention(layers.Layer):
             list of it and its padding mask, `(batch, source length)`.
     """
 
-    def __init__(
-        self,
-        num_heads,
-        num_key_value_heads,
-        epsilon,
-        dropout,
-        drop_rate=0.0,
-        **kwargs,
-    ):
+    def __init__(self, num_heads, num_key_value_heads, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
-        self.epsilon = epsilon
-        self.rate = dropout
-        self.drop_rate = drop_rate
 
     def build(self, x_shape, context_shape=None):
         if context_shape is None:
@@ -146,19 +167,14 @@ class CrossAttention(layers.Layer):
         source = context_shape
         if isinstance(source[0], (list, tuple)):
             source = source[0]
+        super().build(x_shape)
         policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
-        )
         self.attention = layers.GroupQueryAttention(
             head_size(self, x_shape[-1]),
             self.num_heads,
             self.num_key_value_heads,
             dtype=policy,
         )
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
-        self.drop = stochastic_depth(self.drop_rate, policy)
-        self.norm.build(x_shape)
         self.attention.build(x_shape, source)
 
     def call(self, x, context=None, training=None):
@@ -167,57 +183,69 @@ class CrossAttention(layers.Layer):
             context, mask = context
             mask = ops.cast(mask, "bool")[:, None]
         y = self.attention(self.norm(x), context, attention_mask=mask)
-        y = self.dropout(y, training=training)
-        return self.drop(y, training=training)
+        return self.finish(y, training)
 
 
-class FeedForward(layers.Layer):
-    """Apply two dense layers, the activation between them."""
+class PoolingFunction(Normalized):
+    """Mix a sequence that is a grid of patches by maxima over windows.
 
-    def __init__(
-        self,
-        intermediate_dim,
-        activation,
-        epsilon,
-        dropout,
-        drop_rate=0.0,
-        **kwargs,
-    ):
+    Call arguments:
+        x: Tensor of shape `(batch, rows * columns, width)`.
+    """
+
+    def __init__(self, grid, dropout, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
-        self.intermediate_dim = intermediate_dim
-        self.activation = activation
-        self.epsilon = epsilon
+        self.grid = grid
         self.rate = dropout
-        self.drop_rate = drop_rate
 
     def build(self, x_shape):
-        policy = self.dtype_policy
-        self.norm = layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=policy
+        super().build(x_shape)
+        rows, columns = self.grid
+        if x_shape[1] != rows * columns:
+            raise ValueError(
+                "The sequence must have one patch for each place of the grid. "
+                f"Received: grid={self.grid}, a sequence of shape {x_shape}"
+            )
+        self.mixer = PoolingMixer(
+            data_format="channels_last", dtype=self.dtype_policy, name="mixer"
         )
-        self.expansion = layers.Dense(
-            self.intermediate_dim, self.activation, dtype=policy
-        )
-        self.projection = layers.Dense(x_shape[-1], dtype=policy)
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
-        self.drop = stochastic_depth(self.drop_rate, policy)
-        self.norm.build(x_shape)
-        self.expansion.build(x_shape)
-        self.projection.build((*x_shape[:-1], self.intermediate_dim))
+        self.mixer.build((None, rows, columns, x_shape[-1]))
+        self.dropout = layers.Dropout(self.rate, dtype=self.dtype_policy)
 
     def call(self, x, training=None):
-        y = self.projection(self.expansion(self.norm(x)))
-        y = self.dropout(y, training=training)
-        return self.drop(y, training=training)
+        y = self.norm(x)
+        y = ops.reshape(y, (-1, *self.grid, x.shape[-1]))
+        y = ops.reshape(self.mixer(y), ops.shape(x))
+        return self.dropout(self.output_norm(y), training=training)
 
     def compute_output_shape(self, x_shape):
         return x_shape
 
 
-def stochastic_depth(rate, dtype):
-    """Return a layer that drops the whole of some sequences of a batch."""
-    return layers.Dropout(rate, (None, 1, 1), dtype=dtype)
+class FeedForward(Normalized):
+    """Apply two dense layers, the activation between them."""
+
+    def __init__(self, intermediate_dim, activation, **kwargs):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.activation = activation
+
+    def build(self, x_shape):
+        super().build(x_shape)
+        policy = self.dtype_policy
+        self.expansion = layers.Dense(
+            self.intermediate_dim, self.activation, dtype=policy
+        )
+        self.projection = layers.Dense(x_shape[-1], dtype=policy)
+        self.expansion.build(x_shape)
+        self.projection.build((*x_shape[:-1], self.intermediate_dim))
+
+    def call(self, x, training=None):
+        y = self.projection(self.expansion(self.norm(x)))
+        return self.finish(y, training)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
 
 
 def head_size(layer, width):
@@ -267,3 +295,8 @@ def seen(query, key, index):
     at = index + ops.arange(ops.shape(query)[1], dtype="int32")
     of = ops.arange(ops.shape(key)[1], dtype="int32")
     return (of <= at[:, None])[None, None]
+
+
+def stochastic_depth(rate, dtype):
+    """Return a layer that drops the whole of some sequences of a batch."""
+    return layers.Dropout(rate, (None, 1, 1), dtype=dtype)

@@ -65,6 +65,7 @@ class ReversibleBackbone(keras_hub.models.Backbone):
         dropout=0.0,
         max_sequence_length=None,
         reversible=True,
+        normalization="pre",
         dtype=None,
         **kwargs,
     ):
@@ -78,6 +79,7 @@ class ReversibleBackbone(keras_hub.models.Backbone):
             dropout=dropout,
             max_sequence_length=max_sequence_length,
             reversible=reversible,
+            normalization=normalization,
             dtype=dtype,
             name="stack",
         )
