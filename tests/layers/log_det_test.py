@@ -138,7 +138,7 @@ def jacobian(fn, x):
     else:
         import tensorflow as tf
 
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
             y = flat(x)
         found = tape.jacobian(y, x, experimental_use_pfor=False)
