@@ -43,6 +43,7 @@ ARGUMENTS = {
     ),
     "learning_rate_without_tuning": "--epochs 1 --seeds 1",
     "measuring_memory": "--depth 1 --width 4 --batch-size 64 --processes 1",
+    "normalizing_flow": "--epochs 4 --depth 1",
     "quickstart": "--epochs 1 --depth 1 --width 8",
     "segmentation_3d": (
         "--epochs 1 --steps 1 --batch-size 1 --edge 12 --depth 1 --width 4"
