@@ -598,6 +598,26 @@ def norms_of_a_model():
     np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
 
 
+@row(
+    "callbacks.ParallelAverage",
+    "utils.average_weights",
+    "utils.recompute_batch_norm",
+)
+def averages():
+    x = batch(8, 2)
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization(), Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    average = callbacks.ParallelAverage(
+        2, switch_epoch=1, worker_epochs=1, recompute=x
+    )
+    model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[average])
+    assert average.workers_done == 2
+    assert utils.average_weights([model, model], into=model) is model
+    assert utils.recompute_batch_norm(model, x) == 1
+
+
 @row("utils.to_tune_mode")
 def tune_mode():
     model = keras.Sequential(
