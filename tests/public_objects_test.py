@@ -359,7 +359,7 @@ def check_optimizer(cls, dtype="float32"):
 
 
 for name in (
-    *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
+    *("AdaGradNorm", "Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
     *("LDAdam", "MicroAdam", "Muon8bit", "SelectedAdam", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
@@ -372,6 +372,27 @@ def blocks_in_turn():
     check_optimizer(
         lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
     )
+
+
+@row("optimizers.AdaptiveBatch")
+def adaptive_batch():
+    optimizer = optimizers.AdaptiveBatch(keras.optimizers.SGD(0.1))
+    same_settings(optimizer)
+    variable = keras.Variable(batch(4, 4), name="kernel")
+    before = to_numpy([variable])[0].copy()
+    for i in (1, 2):
+        optimizer.apply([ops.convert_to_tensor(batch(4, 4))], [variable])
+        moved = np.any(to_numpy([variable])[0] != before)
+        assert moved == (i == 2)
+
+
+@row("utils.layer_budgets")
+def budgets():
+    model = keras.Sequential([keras.Input((64,)), Dense(128)])
+    model.compile("sgd", "mse")
+    budget = utils.layer_budgets(model, [(batch(4, 64), batch(4, 128))])
+    assert 0 < max(budget.values()) <= 3 / 256
+    check_optimizer(lambda rate: optimizers.MicroAdam(rate, density=budget))
 
 
 @row("optimizers.Unfreezing")

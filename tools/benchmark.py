@@ -16,6 +16,7 @@ from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
 from benchmarks import steps
+from benchmarks import training_methods
 from benchmarks import vocabulary
 from benchmarks import volumes
 
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "reversible": reversible,
     "schedules": schedules,
     "steps": steps,
+    "training_methods": training_methods,
     "vocabulary": vocabulary,
     "volumes": volumes,
 }

@@ -9,7 +9,9 @@ from keras_efficient.ops.micro_adam_arguments import state_shapes
 from keras_efficient.ops.micro_adam_step import micro_adam_steps
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
+from keras_efficient.optimizers.names import setting_of
 
+DENSITY = 0.01
 LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
 
 
@@ -59,8 +61,10 @@ class MicroAdam(CompressedOptimizer):
             Defaults to `10`.
         density: Float in [0, 1], the part of each block that enters the
             window; `ceil(density * block_size)` entries. Without a window, at
-            0, the step is faster and takes 0.58 bytes a parameter. Defaults
-            to `0.01`.
+            0, the step is faster and takes 0.58 bytes a parameter. Or a
+            dictionary from paths of tensors (or regular expressions) to it,
+            such as `keras_efficient.utils.layer_budgets` returns, `0.01` for
+            others; kernels are not used then. Defaults to `0.01`.
         block_size: Integer, a multiple of `bucket_size`, at most 32768.
             Indices take one byte up to 256 and two beyond. Defaults to `256`.
         bucket_size: Even integer, the number of entries that share the
@@ -117,7 +121,7 @@ class MicroAdam(CompressedOptimizer):
         beta_2=0.999,
         epsilon=1e-7,
         window=10,
-        density=0.01,
+        density=DENSITY,
         block_size=256,
         bucket_size=64,
         exclude_layers=None,
@@ -158,7 +162,10 @@ class MicroAdam(CompressedOptimizer):
                 "`epsilon` must be positive: the second moment of most "
                 f"entries is 0. Received: epsilon={self.epsilon}"
             )
-        if not 0 <= self.density <= 1:
+        densities = self.density
+        if not isinstance(densities, dict):
+            densities = {None: densities}
+        if not all(0 <= density <= 1 for density in densities.values()):
             raise ValueError(
                 "`density` must be in [0, 1]: it is the part of each gradient "
                 f"that enters the window. Received: density={self.density}"
@@ -201,7 +208,9 @@ class MicroAdam(CompressedOptimizer):
             high="bfloat16",
             velocity="float32",
         )
-        shapes = state_shapes(math.prod(variable.shape), **self._sizes())
+        density = setting_of(self.density, variable, DENSITY)
+        sizes = self._sizes(density)
+        shapes = state_shapes(math.prod(variable.shape), **sizes)
         return MicroAdamState(
             *[
                 self._add(variable, *slot)
@@ -209,11 +218,11 @@ class MicroAdam(CompressedOptimizer):
             ]
         )
 
-    def _sizes(self):
+    def _sizes(self, density):
         return {
             # Without entries it is one row of nothing.
-            "window": self.window if self.density else 1,
-            "k": math.ceil(self.density * self.block_size),
+            "window": self.window if density else 1,
+            "k": math.ceil(density * self.block_size),
             "block_size": self.block_size,
             "bucket_size": self.bucket_size,
         }
@@ -229,18 +238,26 @@ class MicroAdam(CompressedOptimizer):
             rounding=self.rounding,
             bias_correction=self.bias_correction,
             weight_rounding=self.weight_rounding,
-            **self._sizes(),
+            **self._sizes(self.density),
         )
+
+    def _has_kernel(self, index):
+        # Kernels take tensors of one density.
+        return self.HAS_KERNEL and not isinstance(self.density, dict)
 
     def _step_compressed(self, gradient, state, index):
         ((update, state),) = self._step_blocks([gradient], [state], [index])
         return update, *state
 
     def _step_batch(self, rows, learning_rate):
-        seeds, _, _, gradients, states = zip(*rows)
-        results = self._step_blocks(gradients, states, seeds)
-        for row, (update, state) in zip(rows, results):
-            assign(self, row, (update, *state), learning_rate)
+        alike = {}  # of the same window
+        for row in rows:
+            alike.setdefault(tuple(row[4][0].shape[::2]), []).append(row)
+        for rows in alike.values():
+            seeds, _, _, gradients, states = zip(*rows)
+            results = self._step_blocks(gradients, states, seeds)
+            for row, (update, state) in zip(rows, results):
+                assign(self, row, (update, *state), learning_rate)
 
     def _step_blocks(self, gradients, states, seeds):
         return micro_adam_steps(
@@ -262,7 +279,6 @@ class MicroAdam(CompressedOptimizer):
                 "beta_2",
                 "epsilon",
                 "window",
-                "density",
                 "block_size",
                 "bucket_size",
                 "min_size",
@@ -272,4 +288,7 @@ class MicroAdam(CompressedOptimizer):
                 "value_dtype",
             )
         }
+        config["density"] = self.density
+        if isinstance(self.density, dict):
+            config["density"] = dict(self.density)
         return {**super().get_config(), **config}

@@ -14,6 +14,7 @@ from keras_efficient.utils.check_reversibility import (
 from keras_efficient.utils.convert_optimizer_state import (
     convert_optimizer_state as convert_optimizer_state,
 )
+from keras_efficient.utils.layer_budgets import layer_budgets as layer_budgets
 from keras_efficient.utils.memory_plan import MemoryPlan as MemoryPlan
 from keras_efficient.utils.memory_plan import memory_plan as memory_plan
 from keras_efficient.utils.memory_report import memory_report as memory_report

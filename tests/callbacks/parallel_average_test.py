@@ -43,7 +43,8 @@ def test_statistics_are_those_of_the_whole_dataset():
     model.layers[1].trainable = True
     before = model.get_weights()
     seeds = [v for v in model.variables if "seed" in v.path]
-    state = [ops.convert_to_numpy(v) for v in seeds]
+    state = [np.array(ops.convert_to_numpy(v)) for v in seeds]
+    assert seeds
     batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 22, 8)]
     assert recompute_batch_norm(model, batches) == 2
     rows = x[x.any(-1)].astype("float64")
@@ -126,6 +127,7 @@ def test_workers_and_their_mean_by_hand():
             np.testing.assert_allclose(mean, (one + two) / 2, atol=1e-6)
             # Two steps of Adam, from moments that are zero.
             assert 0 < np.abs(one - a).max() < 0.0201
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 2
     assert any(differ)  # they drop other units
     loss = model.evaluate(x, y, verbose=0)
     np.testing.assert_allclose(loss, history["average_loss"][0], rtol=1e-5)
