@@ -17,6 +17,7 @@ from keras_efficient import constraints as constraints
 from keras_efficient import initializers as initializers
 from keras_efficient import kernels as kernels
 from keras_efficient import layers as layers
+from keras_efficient import losses as losses
 from keras_efficient import metrics as metrics
 from keras_efficient import models as models
 from keras_efficient import ops as ops
@@ -39,6 +40,7 @@ __all__ = [
     "initializers",
     "kernels",
     "layers",
+    "losses",
     "metrics",
     "micro_batches",
     "models",

@@ -15,6 +15,7 @@ from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import small_layers
 from benchmarks import steps
 from benchmarks import training_methods
 from benchmarks import vocabulary
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "small_layers": small_layers,
     "steps": steps,
     "training_methods": training_methods,
     "vocabulary": vocabulary,

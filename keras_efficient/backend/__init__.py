@@ -20,8 +20,9 @@ Every module here offers the same functions:
   `is_concrete(x)`, `place()`;
 - `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows, by
   default at least `ROWS_A_CHUNK`;
-  `operand(x, dtype)`, `factor(x, dtype)`, `product(a, b)`,
-  `add_product(total, a, b)`, `soft_cap(z, cap)` and
+  `operand(x, dtype)`, `large_operand(x, dtype)`, `factor(x, dtype)`,
+  `product(a, b)`, `add_product(total, a, b)`, `add_rows(total, indices, rows)`,
+  `soft_cap(z, cap)` and
   `scratch(like, rows, columns)` for what is done in it, with float32 sums;
   `cross_entropy`, a faster form of the portable one, or `None`;
   `can_look_at(x)`, whether values are there while Python runs;
@@ -44,6 +45,11 @@ Every module here offers the same functions:
 - `products_by_label(fn, params, inputs)`: the multiplications of matrix
   products and convolutions in the forward pass, in the same way;
 - `peak_bytes(fn, params, inputs)`: the most that is alive at any time of both;
+- `shards`, a module for variables that are divided among devices, with
+  `own_sharding(variable)`, `sharding_of(mesh, names)`,
+  `on_shards(step, mesh, tensors, names, results, scalars)`,
+  `places_on_shard(mesh, shape, names)` and `constrained(x, mesh, names)`;
+  `None` where the backend does not divide them;
 - `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
   is within the other figure.
 
@@ -60,6 +66,7 @@ if keras.config.backend() == "jax":
     from keras_efficient.backend import jax_loop as _loop
     from keras_efficient.backend import jax_memory as _memory
     from keras_efficient.backend import jax_recompute as _recompute
+    from keras_efficient.backend import jax_shards as _shards
     from keras_efficient.backend import jax_steps as _steps
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
@@ -69,7 +76,7 @@ elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow_recompute as _recompute
     from keras_efficient.backend import tensorflow_steps as _steps
 
-    _loop = None
+    _loop = _shards = None
 elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch as _backend
     from keras_efficient.backend import torch_capture as _capture
@@ -78,7 +85,7 @@ elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch_recompute as _recompute
     from keras_efficient.backend import torch_steps as _steps
 
-    _loop = None
+    _loop = _shards = None
 else:
     from keras_efficient.backend import forward_only as _backend
     from keras_efficient.backend import forward_only as _capture
@@ -87,11 +94,12 @@ else:
     from keras_efficient.backend import forward_only as _steps
     from keras_efficient.backend import forward_only_chunks as _chunks
 
-    _loop = None
+    _loop = _shards = None
 
 Capture = _capture.Capture
 ROWS_A_CHUNK = _chunks.ROWS_A_CHUNK
 add_product = _chunks.add_product
+add_rows = _chunks.add_rows
 alarm = _backend.alarm
 as_tensor = _capture.as_tensor
 can_look_at = _chunks.can_look_at
@@ -109,6 +117,7 @@ is_dense = _capture.is_dense
 is_float = _capture.is_float
 is_traced = _capture.is_traced
 label = _memory.label
+large_operand = _chunks.large_operand
 leaf_gradients = _backend.leaf_gradients
 leaves = _backend.leaves
 link = _capture.link
@@ -129,6 +138,7 @@ saved_bytes = _memory.saved_bytes
 saved_bytes_by_label = _memory.saved_bytes_by_label
 scratch = _chunks.scratch
 segment = _backend.segment
+shards = _shards
 soft_cap = _chunks.soft_cap
 stop_gradient = _capture.stop_gradient
 stopped = _capture.stopped

@@ -4,6 +4,9 @@ from keras_efficient.optimizers.adamw_8bit import AdamW8bit as AdamW8bit
 from keras_efficient.optimizers.adaptive_batch import (
     AdaptiveBatch as AdaptiveBatch,
 )
+from keras_efficient.optimizers.gradient_projection import (
+    GradientProjection as GradientProjection,
+)
 from keras_efficient.optimizers.ld_adam import LDAdam as LDAdam
 from keras_efficient.optimizers.lion_8bit import Lion8bit as Lion8bit
 from keras_efficient.optimizers.lisa import LISA as LISA

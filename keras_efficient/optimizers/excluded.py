@@ -42,4 +42,5 @@ def record_of(variables, excluded):
 
 
 def is_end(path, of):
+    """Whether one path is the end of the other: a loaded model has less."""
     return of == path or of.endswith(f"/{path}") or path.endswith(f"/{of}")

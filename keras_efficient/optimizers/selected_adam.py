@@ -250,10 +250,10 @@ class SelectedAdam(CompressedOptimizer):
             values = values * ops.cast(slots[3], "float32")
         return ops.cast(self._spread(values, places, shape), gradient.dtype)
 
-    def _step_compressed(self, gradient, state, index):
+    def _step_compressed(self, gradient, state, index, places=None):
         variable = self._trainable_variables[index]
         shape = tuple(variable.shape)
-        places, m, v, *is_trained = state
+        places, m, v, *is_trained = state  # not a shard
         g = self._read(gradient, places)
         w = self._read(ops.convert_to_tensor(variable), places)
         if self.rank_penalty and len(shape) == 2:
