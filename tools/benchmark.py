@@ -18,6 +18,7 @@ from benchmarks import schedules
 from benchmarks import shards
 from benchmarks import small_layers
 from benchmarks import steps
+from benchmarks import training_methods
 from benchmarks import vocabulary
 from benchmarks import volumes
 
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "shards": shards,
     "small_layers": small_layers,
     "steps": steps,
+    "training_methods": training_methods,
     "vocabulary": vocabulary,
     "volumes": volumes,
 }

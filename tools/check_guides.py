@@ -33,6 +33,9 @@ ARGUMENTS = {
     "fine_tune_gpt2": (
         "--first-steps 1 --steps 2 --depth 1 --width 16 --batch-size 64"
     ),
+    "fine_tuning_methods": (
+        "--first-steps 1 --steps 2 --depth 2 --width 16 --batch-size 4"
+    ),
     "image_translation": "--epochs 1 --seeds 1 --blocks 1 --batch-size 128",
     "invertible_autoencoder": (
         "--epochs 1 --seeds 1 --widths 64-16 --batch-size 512"
