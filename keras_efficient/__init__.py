@@ -13,9 +13,11 @@ import types as _types
 
 from keras_efficient import callbacks as callbacks
 from keras_efficient import config as config
+from keras_efficient import constraints as constraints
 from keras_efficient import initializers as initializers
 from keras_efficient import kernels as kernels
 from keras_efficient import layers as layers
+from keras_efficient import losses as losses
 from keras_efficient import metrics as metrics
 from keras_efficient import models as models
 from keras_efficient import ops as ops
@@ -34,9 +36,11 @@ __all__ = [
     "callbacks",
     "chunk_loss",
     "config",
+    "constraints",
     "initializers",
     "kernels",
     "layers",
+    "losses",
     "metrics",
     "micro_batches",
     "models",

@@ -16,6 +16,7 @@ from keras.layers import Dense
 from keras_efficient import callbacks
 from keras_efficient import chunk_loss
 from keras_efficient import config
+from keras_efficient import constraints
 from keras_efficient import initializers
 from keras_efficient import kernels
 from keras_efficient import layers
@@ -150,6 +151,8 @@ LAYERS = {
         *((4,), (4,)),
     ),
     "ReversibleMBConv": (lambda: layers.ReversibleMBConv(4), (6, 6, 4)),
+    "ReversibleSplit": (lambda: layers.ReversibleSplit(3), *((8,), (4,))),
+    "ReversibleConcatenate": (layers.ReversibleConcatenate, *((8,), (4,))),
     "ReversibleTransformerEncoder": (
         lambda: layers.ReversibleTransformerEncoder(12, 2),
         (5, 16),
@@ -160,6 +163,21 @@ LAYERS = {
     ),
     "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
     "Tiled": (lambda: layers.Tiled(dense(8), tiles=2), (5, 8)),
+    "SparseNM": (lambda: layers.SparseNM(dense(4)), (8,)),
+    "WeightStandardization": (
+        lambda: layers.WeightStandardization(dense(4)),
+        (8,),
+    ),
+    "BatchChannelNormalization": (
+        lambda: layers.BatchChannelNormalization(2),
+        (4, 4, 8),
+    ),
+    "ConvBN": (
+        lambda: layers.ConvBN(
+            keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()
+        ),
+        (4, 4, 2),
+    ),
     "Reparametrized": (
         lambda: layers.Reparametrized(dense(4), ops.tanh),
         (8,),
@@ -171,6 +189,10 @@ LAYERS = {
     "InvertibleDense": (lambda: layers.InvertibleDense(4), (4,)),
     "InvertibleLeakyReLU": (
         lambda: layers.InvertibleLeakyReLU(learned=True),
+        (4,),
+    ),
+    "OrthogonalMixing": (
+        lambda: layers.OrthogonalMixing(kernel_initializer="uniform"),
         (4,),
     ),
     "InvertibleResidual": (
@@ -271,6 +293,19 @@ def reversible_unet():
     check_network(models.ReversibleUNet, 2, (4, 6), 1, input_shape=(8, 8, 1))
 
 
+@row("models.InvertibleUNet")
+def invertible_unet():
+    check_network(models.InvertibleUNet, 2, 4, (1, 1), input_shape=(7, 8, 1))
+
+
+RESNET = {"filters": (4, 8), "depths": (1, 1), "stem_filters": 4}
+
+
+@row("models.ReversibleResNet")
+def reversible_resnet():
+    check_network(models.ReversibleResNet, **RESNET, **IMAGES)
+
+
 @row("models.ReversibleViT")
 def reversible_vit():
     check_network(models.ReversibleViT, 1, 2, 8, 12, patch_size=8, **IMAGES)
@@ -288,6 +323,8 @@ def check_size(name, **settings):
 SIZES = {f"RevBiFPNS{i}": {**BIFPN, "extra_silos": 0} for i in range(7)}
 for size in ("Tiny", "Small", "Base", "Large", "XLarge", "Huge"):
     SIZES[f"RevCol{size}"] = COLUMNS
+for size in (38, 56, 104, 110, 164):
+    SIZES[f"ReversibleResNet{size}"] = RESNET
 for name, settings in SIZES.items():
     ROWS[f"models.{name}",] = functools.partial(check_size, name, **settings)
 
@@ -301,7 +338,8 @@ def vits():
     try:  # variables have shapes and no values
         with keras.StatelessScope(initialize_variables=False):
             for size in ("Tiny", "Small", "Base"):
-                check_size(f"ReversibleViT{size}")
+                # (PyTorch takes the state of a seed for a parameter there.)
+                check_size(f"ReversibleViT{size}", drop_rate=0.0)
     finally:
         keras.utils.clear_session()
 
@@ -363,10 +401,42 @@ def check_optimizer(cls, dtype="float32"):
 
 for name in (
     *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
-    *("LDAdam", "MicroAdam", "Muon8bit", "SinkGD"),
+    *("LDAdam", "MicroAdam", "Muon8bit", "SelectedAdam", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
     ROWS[f"optimizers.{name}",] = functools.partial(check_optimizer, cls)
+
+
+@row("optimizers.LISA")
+def blocks_in_turn():
+    # The variable is the block.
+    check_optimizer(
+        lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
+    )
+
+
+@row("optimizers.Unfreezing")
+def unfreezing():
+    check_optimizer(
+        lambda rate: optimizers.Unfreezing(
+            keras.optimizers.SGD(rate), [["kernel"]], interval=2
+        )
+    )
+
+
+@row("constraints.StaticSparsity", "optimizers.MaskedOptimizer")
+def sparse():
+    constraint = constraints.StaticSparsity(0.75)
+    same_settings(constraint)
+    layer = Dense(4, kernel_constraint=constraint)
+    layer.build((None, 8))
+    assert constraints.StaticSparsity.start(layer) == 1
+    kernel = to_numpy([layer.kernel])[0]
+    assert np.count_nonzero(kernel) == 8
+    assert constraints.StaticSparsity.release(layer) == 1
+    check_optimizer(
+        lambda rate: optimizers.MaskedOptimizer(keras.optimizers.SGD(rate))
+    )
 
 
 @row("optimizers.SixteenBit")
@@ -567,6 +637,19 @@ def norms_of_a_model():
     x = batch(3, 4)
     y = utils.adapt_batch_norm(model, target_weight=0.0)(x)
     np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
+
+
+@row("utils.to_tune_mode")
+def tune_mode():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    assert utils.to_tune_mode(model) == 1
+    all_finite(model(batch(2, 4, 4, 2), training=True))
 
 
 @row("utils.check_reversibility")

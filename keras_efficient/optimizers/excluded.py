@@ -22,7 +22,7 @@ def find_excluded(patterns, variables, record=None):
     if record and record["variables"] == len(variables):
         paths = {int(i): path for i, path in record["paths"].items()}
         if all(
-            _is_end(path_of(variables[i]), path) for i, path in paths.items()
+            is_end(path_of(variables[i]), path) for i, path in paths.items()
         ):
             return [i in paths for i in range(len(variables))]
     return [
@@ -41,5 +41,6 @@ def record_of(variables, excluded):
     return {"variables": len(variables), "paths": paths} if paths else None
 
 
-def _is_end(path, of):
+def is_end(path, of):
+    """Whether one path is the end of the other: a loaded model has less."""
     return of == path or of.endswith(f"/{path}") or path.endswith(f"/{of}")

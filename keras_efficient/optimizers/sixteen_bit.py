@@ -9,10 +9,11 @@ from keras_efficient.optimizers.float32_view import Float32View
 from keras_efficient.optimizers.float32_view import opened
 from keras_efficient.optimizers.float32_weights import Float32Weights
 from keras_efficient.optimizers.float32_weights import float32_gradients
+from keras_efficient.optimizers.optimizer_wrapper import OptimizerWrapper
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class SixteenBit(keras.optimizers.Optimizer):
+class SixteenBit(OptimizerWrapper):
     """Let any optimizer train bfloat16 and float16 weights as if in float32.
 
     A model whose variables have 16 bits, `dtype="bfloat16"` for instance, takes
@@ -66,22 +67,17 @@ class SixteenBit(keras.optimizers.Optimizer):
         - FlashOptim, [arXiv 2602.23349](https://arxiv.org/abs/2602.23349)
     """
 
+    REFUSED = (
+        keras.optimizers.LossScaleOptimizer,
+        keras.optimizers.MultiOptimizer,
+    )
+    ADVICE = (
+        "Put `LossScaleOptimizer` around `SixteenBit`, and `SixteenBit` around "
+        "each of those in a `MultiOptimizer`."
+    )
+
     def __init__(self, optimizer, weight_rounding="compensated", name=None):
-        optimizer = keras.optimizers.get(optimizer)
-        wrappers = (
-            SixteenBit,
-            keras.optimizers.LossScaleOptimizer,
-            keras.optimizers.MultiOptimizer,
-        )
-        if isinstance(optimizer, wrappers):
-            raise ValueError(
-                "`optimizer` must be an optimizer, not a wrapper of some. "
-                "Put `LossScaleOptimizer` around `SixteenBit`, and "
-                "`SixteenBit` around each of those in a `MultiOptimizer`. "
-                f"Received: {type(optimizer).__name__}"
-            )
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = optimizer
+        super().__init__(optimizer, name)
         self.weight_rounding = weight_rounding
         self._weights = Float32Weights(weight_rounding)
         self._views = {}
@@ -97,7 +93,7 @@ class SixteenBit(keras.optimizers.Optimizer):
                 f"{strategy.num_replicas_in_sync} replicas. Use an optimizer "
                 "of this package, with its own `weight_rounding`."
             )
-        super().build(variables)
+        keras.optimizers.Optimizer.build(self, variables)
         self._weights.build(self, variables)
         views = {}
         for index, variable in enumerate(variables):
@@ -129,14 +125,10 @@ class SixteenBit(keras.optimizers.Optimizer):
         return [self._views.get(self._var_key(v), v) for v in variables]
 
     def apply(self, grads, trainable_variables=None):
-        if not self.built:
-            self.build(list(trainable_variables))
-        if trainable_variables is None:
-            trainable_variables = self._trainable_variables
-        self._check_variables_are_known(trainable_variables)
+        variables = self._known(trainable_variables)
         self.inner_optimizer.apply(
             float32_gradients(self.inner_optimizer, grads),
-            self._as_float32(trainable_variables),
+            self._as_float32(variables),
         )
 
     def _update_in_turn(self, grads, variables, learning_rate):
@@ -154,54 +146,11 @@ class SixteenBit(keras.optimizers.Optimizer):
                     inner, grads, variables, learning_rate
                 )
 
-    @property
-    def variables(self):
-        return self._variables + self.inner_optimizer.variables
-
-    @property
-    def learning_rate(self):
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self):
-        return self.inner_optimizer.iterations
-
-    @property
-    def loss_scale_factor(self):
-        return self.inner_optimizer.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor):
-        if hasattr(self, "inner_optimizer"):  # not while this is initialized
-            self.inner_optimizer.loss_scale_factor = factor
-
-    def scale_loss(self, loss):
-        return self.inner_optimizer.scale_loss(loss)
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
-
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(
             self._as_float32(var_list)
         )
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "optimizer": keras.optimizers.serialize(self.inner_optimizer),
-            "weight_rounding": self.weight_rounding,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        # Keras overwrites the name of the class in what it is given.
-        optimizer = keras.optimizers.deserialize(
-            dict(config.pop("optimizer")), custom_objects=custom_objects
-        )
-        return cls(optimizer, **config)
+        config = {"weight_rounding": self.weight_rounding}
+        return {**super().get_config(), **config}

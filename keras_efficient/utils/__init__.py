@@ -1,11 +1,25 @@
+from keras_efficient.conversion.to_tune_mode import to_tune_mode as to_tune_mode
 from keras_efficient.utils.adapt_batch_norm import (
     adapt_batch_norm as adapt_batch_norm,
+)
+from keras_efficient.utils.align_classifier import (
+    align_classifier as align_classifier,
 )
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
 )
+from keras_efficient.utils.class_statistics import (
+    class_statistics as class_statistics,
+)
 from keras_efficient.utils.convert_optimizer_state import (
     convert_optimizer_state as convert_optimizer_state,
+)
+from keras_efficient.utils.input_bases import input_bases as input_bases
+from keras_efficient.utils.item_difficulties import (
+    item_difficulties as item_difficulties,
+)
+from keras_efficient.utils.least_squares_stitch import (
+    least_squares_stitch as least_squares_stitch,
 )
 from keras_efficient.utils.memory_plan import MemoryPlan as MemoryPlan
 from keras_efficient.utils.memory_plan import memory_plan as memory_plan
@@ -22,4 +36,10 @@ from keras_efficient.utils.plot_learning_rate import (
 )
 from keras_efficient.utils.saved_activation_bytes import (
     saved_activation_bytes as saved_activation_bytes,
+)
+from keras_efficient.utils.scale_task_vector import (
+    scale_task_vector as scale_task_vector,
+)
+from keras_efficient.utils.selectable_dataset import (
+    SelectableDataset as SelectableDataset,
 )

@@ -3,5 +3,6 @@
 from tests.layers.own.adaptation import ADAPTATION
 from tests.layers.own.binary import BINARY
 from tests.layers.own.normalization import NORMALIZATION
+from tests.layers.own.weights import WEIGHTS
 
-OWN = {**NORMALIZATION, **BINARY, **ADAPTATION}
+OWN = {**NORMALIZATION, **BINARY, **ADAPTATION, **WEIGHTS}

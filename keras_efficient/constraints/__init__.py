@@ -1,0 +1,3 @@
+from keras_efficient.constraints.static_sparsity import (
+    StaticSparsity as StaticSparsity,
+)
