@@ -66,9 +66,7 @@ def test_a_masked_dense_layer_is_what_it_exports(units, inputs):
 
 
 @pytest.mark.parametrize("strides", [1, 2, 3])
-@pytest.mark.parametrize(
-    "size, filters, inputs", [(7, 2, 4), (5, 6, 2), (3, 3, 3)]
-)
+@pytest.mark.parametrize("sizes", [(7, 2, 4), (5, 6, 2), (3, 3, 3)])
 def test_a_masked_convolution_is_what_it_exports(sizes, strides):
     size, filters, inputs = sizes
     layer = randomized(ElasticConv2D(6, strides=strides), IMAGES)
@@ -128,8 +126,10 @@ def test_it_trains_at_random_sizes_and_is_saved(dtype, tmp_path):
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        again.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(
+        again.predict(IMAGES, verbose=0),
+        model.predict(IMAGES, verbose=0),
+        atol=1e-6,
     )
 
 

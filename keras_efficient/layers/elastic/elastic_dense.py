@@ -66,6 +66,7 @@ class ElasticDense(ElasticLayer):
                 f"`units` must be a positive integer. Received: units={units}"
             )
         self.units, self.use_bias = units, use_bias
+        self.supports_masking = True
         self.activation = keras.activations.get(activation)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
