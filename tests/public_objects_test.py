@@ -474,6 +474,16 @@ def examples_one_by_one():
     assert np.isfinite(logs["loss"]).all() and len(logs["ability"]) == 2
 
 
+@row("callbacks.SubnetworkSampling")
+def subnetworks():
+    layer = layers.ElasticDense(4)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model.compile("sgd", "mse")
+    choose = callbacks.SubnetworkSampling(lambda _: layer.set_active(units=2))
+    model.fit(batch(4, 2), batch(4, 4), verbose=0, callbacks=[choose])
+    assert (to_numpy([model(batch(4, 2))])[0][:, 2:] == 0).all()
+
+
 @row("losses.PooledOutputsDistillation")
 def pooled_outputs():
     loss = losses.PooledOutputsDistillation()

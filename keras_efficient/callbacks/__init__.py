@@ -14,6 +14,9 @@ from keras_efficient.callbacks.learning_curve import (
 from keras_efficient.callbacks.self_distillation import (
     SelfDistillation as SelfDistillation,
 )
+from keras_efficient.callbacks.subnetwork_sampling import (
+    SubnetworkSampling as SubnetworkSampling,
+)
 from keras_efficient.callbacks.translation_grid import (
     TranslationGrid as TranslationGrid,
 )

@@ -219,6 +219,12 @@ class NoProp(keras.Model):
             return {"loss": self.metrics[0].result()}
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
+    def get_metrics_result(self):
+        # Metrics are built when they are asked for the first time.
+        if all(getattr(metric, "built", True) for metric in self.metrics):
+            return super().get_metrics_result()
+        return {"loss": self.metrics[0].result()}
+
     def get_config(self):
         return {
             **super().get_config(),
