@@ -205,6 +205,25 @@ LAYERS = {
     "ElasticConv2D": (lambda: layers.ElasticConv2D(3), (5, 5, 2)),
     "SelfTuningDense": (lambda: layers.SelfTuningDense(3), *((4,), (1,))),
     "GradientReversal": (lambda: layers.GradientReversal(0.5, 10), (8,)),
+    # Adaptation
+    "Hydra": (lambda: layers.Hydra(Dense(4), 2), (8,)),
+    "EcoTTABlock": (
+        lambda: layers.EcoTTABlock(keras.layers.Conv2D(4, 1)),
+        (6, 6, 4),
+    ),
+    "HyperNetwork": (lambda: layers.HyperNetwork(dense(4)), (8,), (3,)),
+    "KeyValueBottleneck": (
+        lambda: layers.KeyValueBottleneck(2, 4, 3, 5),
+        (8,),
+    ),
+    "Hopfield": (lambda: layers.Hopfield(2, 3), (5, 8)),
+    "HopfieldPooling": (lambda: layers.HopfieldPooling(2, 3), (5, 8)),
+    "CompactRandomFeatures": (
+        lambda: layers.CompactRandomFeatures(8),
+        (8,),
+    ),
+    "PoolingMixer": (layers.PoolingMixer, (6, 6, 4)),
+    "HourglassBlock": (lambda: layers.HourglassBlock(3), (8,)),
 }
 for rank in (1, 2, 3):
     LAYERS[f"InvertibleConv{rank}D"] = (

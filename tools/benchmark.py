@@ -16,6 +16,7 @@ from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import small_layers
 from benchmarks import steps
 from benchmarks import vocabulary
 from benchmarks import volumes
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "small_layers": small_layers,
     "steps": steps,
     "vocabulary": vocabulary,
     "volumes": volumes,

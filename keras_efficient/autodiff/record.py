@@ -100,6 +100,12 @@ class Record(keras.StatelessScope):
         self.state_mapping[key] = value
 
 
+def is_recorded():
+    """Return whether a `Record` sees what is read and written here."""
+    with keras.StatelessScope() as scope:
+        return isinstance(scope.original_scope, Record)
+
+
 class _Uncast(keras.layers.Layer):
     """Reads a variable in the dtype that it is stored in, whatever the policy
     of the layers around."""

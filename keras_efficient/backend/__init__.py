@@ -20,8 +20,9 @@ Every module here offers the same functions:
   `is_concrete(x)`, `place()`;
 - `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows, by
   default at least `ROWS_A_CHUNK`;
-  `operand(x, dtype)`, `factor(x, dtype)`, `product(a, b)`,
-  `add_product(total, a, b)`, `soft_cap(z, cap)` and
+  `operand(x, dtype)`, `large_operand(x, dtype)`, `factor(x, dtype)`,
+  `product(a, b)`, `add_product(total, a, b)`, `add_rows(total, indices, rows)`,
+  `soft_cap(z, cap)` and
   `scratch(like, rows, columns)` for what is done in it, with float32 sums;
   `cross_entropy`, a faster form of the portable one, or `None`;
   `can_look_at(x)`, whether values are there while Python runs;
@@ -92,6 +93,7 @@ else:
 Capture = _capture.Capture
 ROWS_A_CHUNK = _chunks.ROWS_A_CHUNK
 add_product = _chunks.add_product
+add_rows = _chunks.add_rows
 alarm = _backend.alarm
 as_tensor = _capture.as_tensor
 can_look_at = _chunks.can_look_at
@@ -109,6 +111,7 @@ is_dense = _capture.is_dense
 is_float = _capture.is_float
 is_traced = _capture.is_traced
 label = _memory.label
+large_operand = _chunks.large_operand
 leaf_gradients = _backend.leaf_gradients
 leaves = _backend.leaves
 link = _capture.link

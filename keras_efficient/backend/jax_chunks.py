@@ -22,6 +22,9 @@ def operand(x, dtype):
     return x.astype(dtype)
 
 
+large_operand = operand
+
+
 def factor(x, dtype):
     """Return a float32 `x` as `product` takes it, beside such operands."""
     return x.astype(dtype)
@@ -41,6 +44,11 @@ def product(a, b, transpose_a=False, transpose_b=False, bias=None, out=None):
 def add_product(total, a, b):
     """Return `total + a^T b`."""
     return total + product(a, b, transpose_a=True)
+
+
+def add_rows(total, indices, rows):
+    """Return `total` with each row added at its index."""
+    return total.at[indices].add(rows)
 
 
 def soft_cap(z, cap):

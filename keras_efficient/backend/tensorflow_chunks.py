@@ -30,6 +30,9 @@ def _wide(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
+large_operand = operand
+
+
 def factor(x, dtype):
     """Return a float32 `x` as `product` takes it, beside such operands."""
     return x
@@ -45,6 +48,11 @@ def product(a, b, transpose_a=False, transpose_b=False, bias=None, out=None):
 def add_product(total, a, b):
     """Return `total + a^T b`."""
     return total + product(a, b, transpose_a=True)
+
+
+def add_rows(total, indices, rows):
+    """Return `total` with each row added at its index."""
+    return tf.tensor_scatter_nd_add(total, indices[:, None], rows)
 
 
 def soft_cap(z, cap):

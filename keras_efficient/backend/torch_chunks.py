@@ -39,6 +39,11 @@ def _wide(dtype):
     return torch.promote_types(dtype, torch.float32)
 
 
+def large_operand(x, dtype):
+    """As `operand`, for a kernel of 16 bits that is not to be copied."""
+    return x.to(getattr(torch, dtype))
+
+
 def factor(x, dtype):
     """Return a float32 `x` as `product` takes it, beside such operands."""
     return x.to(getattr(torch, dtype)) if x.is_cuda else x
@@ -51,6 +56,8 @@ def product(a, b, transpose_a=False, transpose_b=False, bias=None, out=None):
     """
     a, b = a.T if transpose_a else a, b.T if transpose_b else b
     out = None if out is None else out[: len(a)]
+    if b.dtype != a.dtype:
+        return _product_with_large(a, b, bias, out)
     if a.dtype != _wide(a.dtype):
         y = torch.mm(a, b, out_dtype=torch.float32, out=out)
         return y if bias is None else y.add_(bias)
@@ -59,11 +66,27 @@ def product(a, b, transpose_a=False, transpose_b=False, bias=None, out=None):
     return torch.addmm(bias, a, b, out=out)
 
 
+def _product_with_large(a, b, bias, out):
+    """As `product`, of a large `b` of 16 bits: a part at a time is widened."""
+    if out is None:
+        out = a.new_empty(len(a), b.shape[1])
+    size = max(1, ENTRIES_A_PIECE * 16 // len(b))
+    for start in range(0, b.shape[1], size):
+        part = slice(start, start + size)
+        torch.mm(a, b[:, part].to(a.dtype), out=out[:, part])
+    return out if bias is None else out.add_(bias)
+
+
 def add_product(total, a, b):
     """Return `total + a^T b`; it overwrites `total`."""
     if a.dtype != total.dtype:
         return total.add_(product(a, b, transpose_a=True))
     return total.addmm_(a.T, b)
+
+
+def add_rows(total, indices, rows):
+    """Return `total` with each row added at its index; it overwrites it."""
+    return total.index_add_(0, indices, rows)
 
 
 def soft_cap(z, cap):

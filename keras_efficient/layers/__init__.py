@@ -1,5 +1,28 @@
+from keras_efficient.layers.adaptation.compact_random_features import (
+    CompactRandomFeatures as CompactRandomFeatures,
+)
+from keras_efficient.layers.adaptation.eco_tta_block import (
+    EcoTTABlock as EcoTTABlock,
+)
 from keras_efficient.layers.adaptation.gradient_reversal import (
     GradientReversal as GradientReversal,
+)
+from keras_efficient.layers.adaptation.hopfield import Hopfield as Hopfield
+from keras_efficient.layers.adaptation.hopfield_pooling import (
+    HopfieldPooling as HopfieldPooling,
+)
+from keras_efficient.layers.adaptation.hourglass_block import (
+    HourglassBlock as HourglassBlock,
+)
+from keras_efficient.layers.adaptation.hydra import Hydra as Hydra
+from keras_efficient.layers.adaptation.hyper_network import (
+    HyperNetwork as HyperNetwork,
+)
+from keras_efficient.layers.adaptation.key_value_bottleneck import (
+    KeyValueBottleneck as KeyValueBottleneck,
+)
+from keras_efficient.layers.adaptation.pooling_mixer import (
+    PoolingMixer as PoolingMixer,
 )
 from keras_efficient.layers.binary.binarized import Binarized as Binarized
 from keras_efficient.layers.convolutional.conv_next_block import (

@@ -8,6 +8,7 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient.autodiff.masks import mask_of
 from keras_efficient.autodiff.masks import with_mask
+from keras_efficient.autodiff.record import is_recorded
 from keras_efficient.models import vocabulary_head
 from keras_efficient.models.chunked_metrics import ChunkedMetrics
 from keras_efficient.models.replacement import Replacement
@@ -42,6 +43,7 @@ class ChunkedTraining:
         self.cast = cast
         self.active = False
         self.passed = []  # what the head has passed on in this step
+        self.table = None  # tied embeddings, as the lookup passes them on
         self.metrics = None
         self.replacements = [
             Replacement(head, "call", self._head_call),
@@ -64,7 +66,7 @@ class ChunkedTraining:
     @contextlib.contextmanager
     def within_step(self, data):
         """The context in which steps on a batch are computed in chunks."""
-        before = self.active, self.passed, self.metrics
+        before = self.active, self.passed, self.table, self.metrics
         y = keras.utils.unpack_x_y_sample_weight(data)[1]
         reason = self.why_not() or self._prepare_metrics(y)
         if reason and self.strict:
@@ -73,11 +75,11 @@ class ChunkedTraining:
                 f"chunks: {reason}. Or call `chunk_loss(model, None)`, which "
                 "makes it compute its loss as before."
             )
-        self.active, self.passed = not reason, []
+        self.active, self.passed, self.table = not reason, [], None
         try:
             yield
         finally:
-            self.active, self.passed, self.metrics = before
+            self.active, self.passed, self.table, self.metrics = before
 
     def why_not(self):
         """Return why steps cannot be computed in chunks, or `None`."""
@@ -100,8 +102,14 @@ class ChunkedTraining:
 
     def _head_call(self, call, inputs, *args, **kwargs):
         is_last = vocabulary_head.makes_logits(self.head, args, kwargs)
-        if not (self.active and is_last):
+        if not self.active:
             return call(inputs, *args, **kwargs)
+        if not is_last:
+            # What is made within a recorded call does not leave it.
+            if not self.head.tie_weights or is_recorded():
+                return call(inputs, *args, **kwargs)
+            rows, self.table = vocabulary_head.look_up(self.head, inputs)
+            return rows
         # Another tensor, whose mask is that of the logits.
         passed = ops.squeeze(ops.expand_dims(inputs, 0), 0)
         self.passed.append(passed)
@@ -155,6 +163,8 @@ class ChunkedTraining:
         )
         (weights,) = pull(ops.ones_like(total))
         parameters, transpose = vocabulary_head.parameters_of(self.head)
+        if self.table is not None:
+            parameters = self.table, *parameters[1:]
         dtype = vocabulary_head.dtype_of(self.head)
         width = parameters[0].shape[1 if transpose else 0]
         flat = ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,))

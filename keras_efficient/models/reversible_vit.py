@@ -25,6 +25,7 @@ def ReversibleViT(
     classifier_activation="softmax",
     reversible=True,
     normalization="pre",
+    mixer="attention",
     name="reversible_vit",
 ):
     """Build a vision transformer whose activations do not grow with depth.
@@ -68,6 +69,8 @@ def ReversibleViT(
         normalization: `"pre"`, `"post"` or `"peri"`, as in
             `keras_efficient.layers.ReversibleTransformerEncoder`. Defaults to
             `"pre"`.
+        mixer: `"attention"`, or `"max"` for maxima over windows of patches,
+            `keras_efficient.layers.PoolingMixer`. Defaults to `"attention"`.
         name: String. Defaults to `"reversible_vit"`.
 
     Returns:
@@ -107,7 +110,8 @@ def ReversibleViT(
     )
     if first:
         x = layers.Permute((2, 3, 1))(x)
-    patches = x.shape[1] * x.shape[2]
+    grid = x.shape[1:3]
+    patches = grid[0] * grid[1]
     x = layers.Reshape((patches, hidden_dim))(x)
     x = PositionEmbedding(patches, name="positions")(x)
     blocks = [
@@ -116,6 +120,8 @@ def ReversibleViT(
             num_heads,
             dropout=dropout,
             normalization=normalization,
+            mixer=mixer,
+            grid=grid if mixer == "max" else None,
             name=f"block_{i}",
         )
         for i in range(num_layers)

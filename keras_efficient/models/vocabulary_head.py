@@ -4,6 +4,8 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.autodiff.masks import with_mask
+from keras_efficient.ops.shared_lookup import shared_lookup
 
 
 def why_not_a_head(layer):
@@ -66,6 +68,19 @@ def parameters_of(layer):
     found = [kernel, getattr(layer, "bias", None)]
     found = [_tensor(x) for x in found if x is not None]
     return tuple(found), transpose
+
+
+def look_up(layer, inputs):
+    """Return what tied embeddings make of indices, and their other use."""
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if dtype not in ("int32", "int64"):
+        inputs = ops.cast(inputs, "int32")
+    (table, *_), _ = parameters_of(layer)
+    rows, table = shared_lookup(table, inputs)
+    rows = ops.cast(rows, layer.compute_dtype)
+    # A `ReversibleEmbedding` sets the mask in its call.
+    mask = keras.layers.Embedding.compute_mask(layer, inputs)
+    return with_mask(rows, mask), table
 
 
 def _tensor(x):

@@ -89,7 +89,7 @@ def linear_cross_entropy(
     _check_tensors(hidden, labels, parameters, transpose)
     labels = ops.cast(labels, "int32")
     check_labels(labels, kernel.shape[0 if transpose else 1], ignore_class)
-    losses = losses_of_tokens(
+    losses, _ = losses_of_tokens(
         ops.reshape(hidden, (-1, hidden.shape[-1])),
         parameters,
         ops.reshape(labels, (-1,)),

@@ -1,7 +1,8 @@
 """Our own small layers, one row each. A new one is one row."""
 
+from tests.layers.own.adaptation import ADAPTATION
 from tests.layers.own.binary import BINARY
 from tests.layers.own.heads import HEADS
 from tests.layers.own.normalization import NORMALIZATION
 
-OWN = {**NORMALIZATION, **BINARY, **HEADS}
+OWN = {**NORMALIZATION, **BINARY, **ADAPTATION, **HEADS}

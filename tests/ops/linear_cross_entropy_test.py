@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_efficient import backend
 from keras_efficient.ops import linear_cross_entropy
+from keras_efficient.ops.shared_lookup import shared_lookup
 from keras_efficient.ops.vocabulary_chunks import Loss
 from keras_efficient.ops.vocabulary_chunks import Metrics
 from keras_efficient.ops.vocabulary_chunks import weighted_loss
@@ -171,6 +172,78 @@ def test_sums_of_16_bit_operands_are_float32(dtype):
         # Only JAX rounds the factors of products to 16 bits, not the sums.
         assert_close(ours, theirs, {"jax": 2e-3}.get(BACKEND, 1e-5))
         derivative(fn, floats, MODES[-1])  # in 16 bits
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_of_16_bit_kernels_are_rounded_once(mode):
+    metrics = Metrics(
+        lambda state, y, z: (state[0] + ops.sum(z),), (ops.zeros(()),)
+    )
+    for case in CASES[1:3] if mode == MODES[-1] else CASES[2:3]:
+        floats, labels, weights = data(
+            "bfloat16",
+            transpose=case.get("transpose", False),
+            ignore_class=case.get("ignore_class"),
+        )
+        y, w = ops.convert_to_tensor(labels), ops.convert_to_tensor(weights)
+
+        def ours(hidden, kernel, bias):
+            losses = linear_cross_entropy(hidden, kernel, y, bias, **case)
+            parameters, options = (kernel, bias), Loss(**case)
+            total, _ = weighted_loss(
+                hidden, parameters, y, w, options, None, (True, False)
+            )
+            parameters = ops.stop_gradient(kernel), ops.stop_gradient(bias)
+            seen, (logits,) = weighted_loss(
+                hidden, parameters, y, w, options, metrics
+            )
+            return ops.sum(w * losses) + total + seen + 0 * logits
+
+        def theirs(hidden, kernel, bias):
+            fixed = ops.stop_gradient(kernel), ops.stop_gradient(bias)
+            losses = plain(hidden, kernel, bias, y, **case)
+            others = plain(hidden, *fixed, y, **case)
+            return ops.sum(w * losses) + 2 * ops.sum(w * others)
+
+        wide = [ops.cast(x, "float32") for x in floats]
+        value, hidden, kernel, bias = derivative(ours, floats, mode)
+        expected = derivative(theirs, wide, mode)
+        # Only JAX rounds the factors of products to 16 bits.
+        limit = {"jax": 4e-3}.get(BACKEND, 1e-5)
+        assert_close([value], expected[:1], limit)
+        hidden = hidden.astype("float32")
+        assert_close([hidden], expected[1:2], 1 / 64)  # three are added
+        for x, exact in ((kernel, expected[2]), (bias, expected[3])):
+            # Half a step of bfloat16, and where factors are rounded, too.
+            bound = np.abs(exact) / 256 + limit * np.max(np.abs(exact))
+            assert np.all(np.abs(x.astype("float32") - exact) <= bound)
+
+
+def test_lookups_add_to_the_gradient_of_the_other_use():
+    table = np.arange(12, dtype="float32").reshape(4, 3)
+    indices = ops.convert_to_tensor(np.array([[1, -1], [1, 0]], "int32"))
+    weights = np.arange(1, 13, dtype="float32").reshape(2, 2, 3)
+    w, v = ops.convert_to_tensor(weights), ops.convert_to_tensor(table + 1)
+
+    def both(table):
+        rows, other = shared_lookup(table, indices)
+        return ops.sum(w * rows) + ops.sum(v * other * other)
+
+    def one(table):
+        rows, _ = shared_lookup(table, indices)
+        return ops.sum(w * rows)
+
+    of_rows = np.zeros_like(table)
+    np.add.at(of_rows, [1, 3, 1, 0], weights.reshape(4, 3))
+    for mode in MODES:
+        (value, found), (_, alone) = (
+            derivative(fn, [table], mode) for fn in (both, one)
+        )
+        np.testing.assert_allclose(alone, of_rows)
+        np.testing.assert_allclose(found, of_rows + 2 * (table + 1) * table)
+    rows = table[[1, 3, 1, 0]].reshape(2, 2, 3)
+    expected = np.sum(weights * rows) + np.sum((table + 1) * table**2)
+    np.testing.assert_allclose(value, expected)
 
 
 def test_any_number_of_axes_and_a_float64_computation(float64):

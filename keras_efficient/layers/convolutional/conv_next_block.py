@@ -23,6 +23,9 @@ class ConvNeXtBlock(keras.layers.Layer):
             (stochastic depth). Defaults to `0`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `None`, `keras.config.image_data_format()`.
+        mixer: `"depthwise"`, or `"max"` for the maximum over each window in
+            the place of the depthwise convolution, which has no parameters.
+            Defaults to `"depthwise"`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
@@ -33,6 +36,9 @@ class ConvNeXtBlock(keras.layers.Layer):
     Returns:
         Tensor of the same shape.
 
+    Raises:
+        ValueError: `mixer` is none of the two.
+
     Example:
 
     ```python
@@ -42,6 +48,8 @@ class ConvNeXtBlock(keras.layers.Layer):
 
     Reference:
         - [Liu et al., 2022](https://arxiv.org/abs/2201.03545)
+        - [Han et al., 2022](https://arxiv.org/abs/2202.02777)
+          (`mixer="max"`)
     """
 
     def __init__(
@@ -51,6 +59,7 @@ class ConvNeXtBlock(keras.layers.Layer):
         layer_scale=1e-6,
         drop_rate=0.0,
         data_format=None,
+        mixer="depthwise",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -58,6 +67,12 @@ class ConvNeXtBlock(keras.layers.Layer):
         self.expansion = expansion
         self.layer_scale = layer_scale
         self.drop_rate = drop_rate
+        if mixer not in ("depthwise", "max"):
+            raise ValueError(
+                '`mixer` must be "depthwise" or "max". Received: '
+                f"mixer={mixer!r}"
+            )
+        self.mixer = mixer
         self.data_format = data_format or keras.config.image_data_format()
 
     def build(self, input_shape):
@@ -71,13 +86,24 @@ class ConvNeXtBlock(keras.layers.Layer):
             "data_format": self.data_format,
             **shared,
         }
-        self.depthwise = keras.layers.DepthwiseConv2D(
-            self.kernel_size,
-            padding="same",
-            depthwise_initializer=keras.initializers.TruncatedNormal(0, 0.02),
-            data_format=self.data_format,
-            **shared,
-        )
+        if self.mixer == "max":
+            self.depthwise = keras.layers.MaxPooling2D(
+                self.kernel_size,
+                1,
+                "same",
+                data_format=self.data_format,
+                **shared,
+            )
+        else:
+            self.depthwise = keras.layers.DepthwiseConv2D(
+                self.kernel_size,
+                padding="same",
+                depthwise_initializer=keras.initializers.TruncatedNormal(
+                    0, 0.02
+                ),
+                data_format=self.data_format,
+                **shared,
+            )
         self.norm = ChannelNormalization(self.data_format, **shared)
         self.widen = keras.layers.Conv2D(
             wide[axis], 1, activation="gelu", **conv
@@ -110,5 +136,6 @@ class ConvNeXtBlock(keras.layers.Layer):
             "expansion": self.expansion,
             "layer_scale": self.layer_scale,
             "drop_rate": self.drop_rate,
+            "mixer": self.mixer,
             "data_format": self.data_format,
         }

@@ -1,6 +1,9 @@
 import keras
 
 from keras_efficient.layers.reversible.transformer_block import TransformerBlock
+from keras_efficient.layers.reversible.transformer_functions import (
+    PoolingFunction,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -41,6 +44,11 @@ class ReversibleTransformerEncoder(TransformerBlock):
             which bounds by how much a block changes a stream). The sum itself
             is never normalized, which would not be reversible. Defaults to
             `"pre"`.
+        mixer: `"attention"`, or `"max"` for a
+            `keras_efficient.layers.PoolingMixer` in its place, on a grid of
+            patches and without a mask. Defaults to `"attention"`.
+        grid: Pair of integers, rows and columns of patches, with
+            `mixer="max"`. Defaults to `None`.
         **kwargs: Arguments of `keras.layers.Layer`. The two functions compute
             in `dtype`, such as `"mixed_bfloat16"`; the streams stay float32.
 
@@ -58,7 +66,8 @@ class ReversibleTransformerEncoder(TransformerBlock):
 
     Raises:
         ValueError: the width is not a multiple of `num_heads`, `num_heads`
-            not one of `num_key_value_heads`, or the streams differ in shape.
+            not one of `num_key_value_heads`, the streams differ in shape, or
+            the grid does not fit.
 
     Example:
 
@@ -80,3 +89,36 @@ class ReversibleTransformerEncoder(TransformerBlock):
         - [Kim et al., 2025](https://arxiv.org/abs/2502.02732)
           (`normalization="peri"`)
     """
+
+    def __init__(
+        self,
+        intermediate_dim,
+        num_heads,
+        mixer="attention",
+        grid=None,
+        **kwargs,
+    ):
+        if mixer not in ("attention", "max"):
+            raise ValueError(
+                '`mixer` must be "attention" or "max". Received: '
+                f"mixer={mixer!r}"
+            )
+        if (grid is None) == (mixer == "max"):
+            raise ValueError(
+                '`mixer="max"` needs `grid`, rows and columns of patches, '
+                f"attention has none. Received: mixer={mixer!r}, grid={grid}"
+            )
+        super().__init__(intermediate_dim, num_heads, **kwargs)
+        self.mixer = mixer
+        self.grid = grid and tuple(grid)
+        if mixer == "max":
+            self.attention = PoolingFunction(
+                self.grid, self.dropout, **self.function_options()
+            )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "mixer": self.mixer,
+            "grid": self.grid,
+        }

@@ -8,6 +8,8 @@ import keras
 from keras import layers
 from keras import ops
 
+from keras_efficient.layers.adaptation.pooling_mixer import PoolingMixer
+
 # Where a function normalizes: its input, its output, or both.
 NORMALIZATIONS = ("pre", "post", "peri")
 
@@ -177,6 +179,42 @@ class CrossAttention(Normalized):
             mask = ops.cast(mask, "bool")[:, None]
         y = self.attention(self.norm(x), context, attention_mask=mask)
         return self.dropout(self.output_norm(y), training=training)
+
+
+class PoolingFunction(Normalized):
+    """Mix a sequence that is a grid of patches by maxima over windows.
+
+    Call arguments:
+        x: Tensor of shape `(batch, rows * columns, width)`.
+    """
+
+    def __init__(self, grid, dropout, **kwargs):
+        super().__init__(**kwargs)
+        self.grid = grid
+        self.rate = dropout
+
+    def build(self, x_shape):
+        super().build(x_shape)
+        rows, columns = self.grid
+        if x_shape[1] != rows * columns:
+            raise ValueError(
+                "The sequence must have one patch for each place of the grid. "
+                f"Received: grid={self.grid}, a sequence of shape {x_shape}"
+            )
+        self.mixer = PoolingMixer(
+            data_format="channels_last", dtype=self.dtype_policy, name="mixer"
+        )
+        self.mixer.build((None, rows, columns, x_shape[-1]))
+        self.dropout = layers.Dropout(self.rate, dtype=self.dtype_policy)
+
+    def call(self, x, training=None):
+        y = self.norm(x)
+        y = ops.reshape(y, (-1, *self.grid, x.shape[-1]))
+        y = ops.reshape(self.mixer(y), ops.shape(x))
+        return self.dropout(self.output_norm(y), training=training)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
 
 
 class FeedForward(Normalized):
