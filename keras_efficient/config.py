@@ -2,6 +2,8 @@
 
 import sys
 
+import keras
+
 from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi import support
 from keras_efficient.kernels.ffi import threads
@@ -101,7 +103,8 @@ def report(verbose=1):
     Returns:
         List of dicts with the strings `framework`, `device`, `kernel`
         (`"numba"`, `"triton"` or `"portable"`) and `reason`: why there is
-        no kernel, or what it does without, such as a cache; else empty.
+        no kernel, what it does without, such as a cache, or that it works on
+        shards, under `keras.distribution`; else empty.
 
     Raises:
         ValueError: if `KERAS_EFFICIENT_KERNELS` has an unknown value.
@@ -142,13 +145,22 @@ def _row(framework, device):
         reason = policy.why_not(wanted, framework, device)
         kernel = None if reason else wanted
         if kernel == "numba":
-            reason = support.remark()
+            remarks = support.remark(), _remark_on_shards(framework)
+            reason = "; ".join(filter(None, remarks))
     return {
         "framework": framework,
         "device": device,
         "kernel": kernel or "portable",
         "reason": reason or "",
     }
+
+
+def _remark_on_shards(framework):
+    distribution = keras.distribution.distribution()
+    if framework != "jax" or distribution is None:
+        return None
+    devices = distribution.device_mesh.devices.size
+    return f"on the shards of {devices} devices, by jax.shard_map"
 
 
 def _may_have_cuda():

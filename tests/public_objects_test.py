@@ -152,6 +152,8 @@ LAYERS = {
         *((4,), (4,)),
     ),
     "ReversibleMBConv": (lambda: layers.ReversibleMBConv(4), (6, 6, 4)),
+    "ReversibleSplit": (lambda: layers.ReversibleSplit(3), *((8,), (4,))),
+    "ReversibleConcatenate": (layers.ReversibleConcatenate, *((8,), (4,))),
     "ReversibleTransformerEncoder": (
         lambda: layers.ReversibleTransformerEncoder(12, 2),
         (5, 16),
@@ -162,6 +164,21 @@ LAYERS = {
     ),
     "Recompute": (lambda: layers.Recompute([dense(8), dense(4)]), (8,)),
     "Tiled": (lambda: layers.Tiled(dense(8), tiles=2), (5, 8)),
+    "SparseNM": (lambda: layers.SparseNM(dense(4)), (8,)),
+    "WeightStandardization": (
+        lambda: layers.WeightStandardization(dense(4)),
+        (8,),
+    ),
+    "BatchChannelNormalization": (
+        lambda: layers.BatchChannelNormalization(2),
+        (4, 4, 8),
+    ),
+    "ConvBN": (
+        lambda: layers.ConvBN(
+            keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()
+        ),
+        (4, 4, 2),
+    ),
     "Reparametrized": (
         lambda: layers.Reparametrized(dense(4), ops.tanh),
         (8,),
@@ -173,6 +190,10 @@ LAYERS = {
     "InvertibleDense": (lambda: layers.InvertibleDense(4), (4,)),
     "InvertibleLeakyReLU": (
         lambda: layers.InvertibleLeakyReLU(learned=True),
+        (4,),
+    ),
+    "OrthogonalMixing": (
+        lambda: layers.OrthogonalMixing(kernel_initializer="uniform"),
         (4,),
     ),
     "InvertibleResidual": (
@@ -278,6 +299,19 @@ def reversible_unet():
     check_network(models.ReversibleUNet, 2, (4, 6), 1, input_shape=(8, 8, 1))
 
 
+@row("models.InvertibleUNet")
+def invertible_unet():
+    check_network(models.InvertibleUNet, 2, 4, (1, 1), input_shape=(7, 8, 1))
+
+
+RESNET = {"filters": (4, 8), "depths": (1, 1), "stem_filters": 4}
+
+
+@row("models.ReversibleResNet")
+def reversible_resnet():
+    check_network(models.ReversibleResNet, **RESNET, **IMAGES)
+
+
 @row("models.ReversibleViT")
 def reversible_vit():
     check_network(models.ReversibleViT, 1, 2, 8, 12, patch_size=8, **IMAGES)
@@ -295,6 +329,8 @@ def check_size(name, **settings):
 SIZES = {f"RevBiFPNS{i}": {**BIFPN, "extra_silos": 0} for i in range(7)}
 for size in ("Tiny", "Small", "Base", "Large", "XLarge", "Huge"):
     SIZES[f"RevCol{size}"] = COLUMNS
+for size in (38, 56, 104, 110, 164):
+    SIZES[f"ReversibleResNet{size}"] = RESNET
 for name, settings in SIZES.items():
     ROWS[f"models.{name}",] = functools.partial(check_size, name, **settings)
 
@@ -308,7 +344,8 @@ def vits():
     try:  # variables have shapes and no values
         with keras.StatelessScope(initialize_variables=False):
             for size in ("Tiny", "Small", "Base"):
-                check_size(f"ReversibleViT{size}")
+                # (PyTorch takes the state of a seed for a parameter there.)
+                check_size(f"ReversibleViT{size}", drop_rate=0.0)
     finally:
         keras.utils.clear_session()
 
@@ -400,7 +437,7 @@ def check_optimizer(cls, dtype="float32"):
 
 for name in (
     *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
-    *("LDAdam", "MicroAdam", "Muon8bit", "SinkGD"),
+    *("LDAdam", "MicroAdam", "Muon8bit", "SelectedAdam", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
     ROWS[f"optimizers.{name}",] = functools.partial(check_optimizer, cls)
@@ -411,6 +448,15 @@ def blocks_in_turn():
     # The variable is the block.
     check_optimizer(
         lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
+    )
+
+
+@row("optimizers.Unfreezing")
+def unfreezing():
+    check_optimizer(
+        lambda rate: optimizers.Unfreezing(
+            keras.optimizers.SGD(rate), [["kernel"]], interval=2
+        )
     )
 
 
@@ -703,6 +749,19 @@ def functions_of_weights():
     found = utils.scale_task_vector(model, model, ["first", "second"])
     for a, b in zip(found, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@row("utils.to_tune_mode")
+def tune_mode():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    assert utils.to_tune_mode(model) == 1
+    all_finite(model(batch(2, 4, 4, 2), training=True))
 
 
 @row("utils.check_reversibility")

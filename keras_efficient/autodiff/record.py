@@ -121,6 +121,11 @@ class _Uncast(keras.layers.Layer):
 _uncast = _Uncast()
 
 
+def stored(variable):
+    """Read a variable as it is stored, whatever layers around compute in."""
+    return _uncast(read=lambda: variable.value)
+
+
 def values(variables):
     """Read `variables` as tensors, so that gradients flow back to them."""
     return [backend.as_tensor(v.value) for v in variables]

@@ -45,6 +45,11 @@ Every module here offers the same functions:
 - `products_by_label(fn, params, inputs)`: the multiplications of matrix
   products and convolutions in the forward pass, in the same way;
 - `peak_bytes(fn, params, inputs)`: the most that is alive at any time of both;
+- `shards`, a module for variables that are divided among devices, with
+  `own_sharding(variable)`, `sharding_of(mesh, names)`,
+  `on_shards(step, mesh, tensors, names, results, scalars)`,
+  `places_on_shard(mesh, shape, names)` and `constrained(x, mesh, names)`;
+  `None` where the backend does not divide them;
 - `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
   is within the other figure.
 
@@ -61,6 +66,7 @@ if keras.config.backend() == "jax":
     from keras_efficient.backend import jax_loop as _loop
     from keras_efficient.backend import jax_memory as _memory
     from keras_efficient.backend import jax_recompute as _recompute
+    from keras_efficient.backend import jax_shards as _shards
     from keras_efficient.backend import jax_steps as _steps
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
@@ -70,7 +76,7 @@ elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow_recompute as _recompute
     from keras_efficient.backend import tensorflow_steps as _steps
 
-    _loop = None
+    _loop = _shards = None
 elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch as _backend
     from keras_efficient.backend import torch_capture as _capture
@@ -79,7 +85,7 @@ elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch_recompute as _recompute
     from keras_efficient.backend import torch_steps as _steps
 
-    _loop = None
+    _loop = _shards = None
 else:
     from keras_efficient.backend import forward_only as _backend
     from keras_efficient.backend import forward_only as _capture
@@ -88,7 +94,7 @@ else:
     from keras_efficient.backend import forward_only as _steps
     from keras_efficient.backend import forward_only_chunks as _chunks
 
-    _loop = None
+    _loop = _shards = None
 
 Capture = _capture.Capture
 ROWS_A_CHUNK = _chunks.ROWS_A_CHUNK
@@ -132,6 +138,7 @@ saved_bytes = _memory.saved_bytes
 saved_bytes_by_label = _memory.saved_bytes_by_label
 scratch = _chunks.scratch
 segment = _backend.segment
+shards = _shards
 soft_cap = _chunks.soft_cap
 stop_gradient = _capture.stop_gradient
 stopped = _capture.stopped

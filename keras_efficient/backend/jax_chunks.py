@@ -47,8 +47,36 @@ def add_product(total, a, b):
 
 
 def add_rows(total, indices, rows):
-    """Return `total` with each row added at its index."""
-    return total.at[indices].add(rows)
+    """Return `total` with each row added at its index.
+
+    Rows of one index are added up in float32 first.
+    """
+    wide = jnp.promote_types(total.dtype, "float32")
+    order = jnp.argsort(indices)
+    indices, rows = indices[order], rows[order].astype(wide)
+    is_next = jnp.diff(indices, prepend=indices[:1]) != 0
+    place = jnp.cumsum(is_next)
+    sums = jnp.zeros_like(rows).at[place].add(rows)[place]
+    bits = _bits(total)
+    old = _from_bits(bits[indices], total.dtype)
+    new = (old.astype(wide) + sums).astype(total.dtype)
+    # Entries of one index are alike.
+    return _from_bits(bits.at[indices].set(_bits(new)), total.dtype)
+
+
+def _bits(x):
+    """Return a float of 16 bits as integers.
+
+    A CPU has no arithmetic of bfloat16, so that XLA widens what it is done
+    with: of a part that is cut out, put in or added to, the whole tensor.
+    """
+    if x.dtype.itemsize != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def _from_bits(x, dtype):
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
 def soft_cap(z, cap):
@@ -75,17 +103,21 @@ def over_chunks(step, carry, rows, size, kinds):
     count = rows[0].shape[0]
     full = count // size
     results = [jnp.zeros((count, *shape), dtype) for dtype, shape in kinds]
+    bits = [_bits(x) for x in rows]
 
     def run(start, length, state):
         carry, results = state
-        chunks = [jax.lax.dynamic_slice_in_dim(x, start, length) for x in rows]
+        chunks = [
+            _from_bits(jax.lax.dynamic_slice_in_dim(x, start, length), y.dtype)
+            for x, y in zip(bits, rows)
+        ]
         carry, found = step(carry, chunks)
         return carry, [
-            jax.lax.dynamic_update_slice_in_dim(y, part, start, 0)
+            jax.lax.dynamic_update_slice_in_dim(y, _bits(part), start, 0)
             for y, part in zip(results, found, strict=True)
         ]
 
-    state = carry, results
+    state = carry, [_bits(x) for x in results]
     if full > 1 and any(not can_look_at(x) for x in rows):
         state = jax.lax.fori_loop(
             0, full, lambda i, state: run(i * size, size, state), state
@@ -95,4 +127,7 @@ def over_chunks(step, carry, rows, size, kinds):
             state = run(i * size, size, state)
     if count % size:
         state = run(full * size, count % size, state)
-    return state
+    carry, results = state
+    return carry, [
+        _from_bits(x, dtype) for x, (dtype, _) in zip(results, kinds)
+    ]

@@ -78,9 +78,9 @@ class StaticSparsity(keras.constraints.Constraint):
         if kept == size:
             return ops.ones(shape, "bool")
         border, place = _border(size, kept, self.seed)
-        numbers = hashes(size, 0, self.seed)
-        positions = ops.arange(size, dtype="int32")
-        mask = (numbers < border) | ((numbers == border) & (positions <= place))
+        places = ops.arange(size, dtype="int32")
+        numbers = hashes(places, 0, self.seed)
+        mask = (numbers < border) | ((numbers == border) & (places <= place))
         return ops.reshape(mask, shape)
 
     @staticmethod

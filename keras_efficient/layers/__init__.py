@@ -25,6 +25,7 @@ from keras_efficient.layers.adaptation.pooling_mixer import (
     PoolingMixer as PoolingMixer,
 )
 from keras_efficient.layers.binary.binarized import Binarized as Binarized
+from keras_efficient.layers.convolutional.conv_bn import ConvBN as ConvBN
 from keras_efficient.layers.convolutional.conv_next_block import (
     ConvNeXtBlock as ConvNeXtBlock,
 )
@@ -67,8 +68,14 @@ from keras_efficient.layers.invertible.invertible_residual import (
 from keras_efficient.layers.invertible.invertible_sequential import (
     InvertibleSequential as InvertibleSequential,
 )
+from keras_efficient.layers.invertible.orthogonal_mixing import (
+    OrthogonalMixing as OrthogonalMixing,
+)
 from keras_efficient.layers.normalization.ada_b2n import AdaB2N as AdaB2N
 from keras_efficient.layers.normalization.alpha_bn import AlphaBN as AlphaBN
+from keras_efficient.layers.normalization.batch_channel_normalization import (
+    BatchChannelNormalization as BatchChannelNormalization,
+)
 from keras_efficient.layers.normalization.evo_norm import EvoNorm as EvoNorm
 from keras_efficient.layers.normalization.instance_batch_normalization import (
     InstanceBatchNormalization as InstanceBatchNormalization,
@@ -78,6 +85,9 @@ from keras_efficient.layers.normalization.simplified_linear_attention import (
     SimplifiedLinearAttention as SimplifiedLinearAttention,
 )
 from keras_efficient.layers.normalization.unmix_tns import UnMixTNS as UnMixTNS
+from keras_efficient.layers.normalization.weight_standardization import (
+    WeightStandardization as WeightStandardization,
+)
 from keras_efficient.layers.regularization.shannon_decay import (
     ShannonDecay as ShannonDecay,
 )
@@ -113,6 +123,9 @@ from keras_efficient.layers.reversible.rev_silo import RevSilo as RevSilo
 from keras_efficient.layers.reversible.reversible_column import (
     ReversibleColumn as ReversibleColumn,
 )
+from keras_efficient.layers.reversible.reversible_concatenate import (
+    ReversibleConcatenate as ReversibleConcatenate,
+)
 from keras_efficient.layers.reversible.reversible_layer import (
     ReversibleLayer as ReversibleLayer,
 )
@@ -124,6 +137,9 @@ from keras_efficient.layers.reversible.reversible_parallel import (
 )
 from keras_efficient.layers.reversible.reversible_sequence import (
     ReversibleSequence as ReversibleSequence,
+)
+from keras_efficient.layers.reversible.reversible_split import (
+    ReversibleSplit as ReversibleSplit,
 )
 from keras_efficient.layers.reversible.reversible_transformer_decoder import (
     ReversibleTransformerDecoder as ReversibleTransformerDecoder,

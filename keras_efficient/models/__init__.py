@@ -4,6 +4,9 @@ from keras_efficient.models.inv_auto_translator import (
 from keras_efficient.models.invertible_autoencoder import (
     InvertibleAutoencoder as InvertibleAutoencoder,
 )
+from keras_efficient.models.invertible_unet import (
+    InvertibleUNet as InvertibleUNet,
+)
 from keras_efficient.models.no_prop import NoProp as NoProp
 from keras_efficient.models.patch_discriminator import (
     PatchDiscriminator as PatchDiscriminator,
@@ -25,6 +28,24 @@ from keras_efficient.models.rev_col_variants import RevColTiny as RevColTiny
 from keras_efficient.models.rev_col_variants import RevColXLarge as RevColXLarge
 from keras_efficient.models.reversible_causal_lm import (
     ReversibleCausalLM as ReversibleCausalLM,
+)
+from keras_efficient.models.reversible_resnet import (
+    ReversibleResNet as ReversibleResNet,
+)
+from keras_efficient.models.reversible_resnet_variants import (
+    ReversibleResNet38 as ReversibleResNet38,
+)
+from keras_efficient.models.reversible_resnet_variants import (
+    ReversibleResNet56 as ReversibleResNet56,
+)
+from keras_efficient.models.reversible_resnet_variants import (
+    ReversibleResNet104 as ReversibleResNet104,
+)
+from keras_efficient.models.reversible_resnet_variants import (
+    ReversibleResNet110 as ReversibleResNet110,
+)
+from keras_efficient.models.reversible_resnet_variants import (
+    ReversibleResNet164 as ReversibleResNet164,
 )
 from keras_efficient.models.reversible_unet import (
     ReversibleUNet as ReversibleUNet,

@@ -25,6 +25,11 @@ STEM = 4  # sizes are divided by this once, without loss
 # Of the pyramid, from the finest scale on; the last stands for all further.
 KERNELS, EXTRA = (3, 5, 5, 5), (0, 0, 0, 2)
 EXPANSIONS, SE_RATIOS = (1, 1, 2, 2), (0.25, 0.25, 0.125, 0.0)
+# The authors' code, and what Keras has.
+LAYOUTS = {
+    "reference": {"order": "windows", "padding": "symmetric", "first": 2},
+    "keras": {"order": "channels", "padding": "same", "first": 1},
+}
 # Of neck and head.
 HEAD_EXPANSIONS, HEAD_SE_RATIOS = (1, 2, 2, 2), (0.25, 0.25, 0.125, 0.125)
 
@@ -44,6 +49,7 @@ def RevBiFPN(
     classes=1000,
     classifier_activation="softmax",
     reversible=True,
+    layout="reference",
     name="rev_bifpn",
 ):
     """Build a reversible bidirectional feature pyramid network.
@@ -55,9 +61,15 @@ def RevBiFPN(
     feature maps at its end, however many silos there are. The neck after it
     is recomputed as well; the head of the classifier is not.
 
-    Sizes are halved by windows around the centre of what they stand for
-    (`padding="same"`), while the authors' code pads both sides alike; counts
-    of parameters are the same.
+    The default `layout` is that of the authors' code, for which the published
+    accuracies hold and whose weights `tools/convert_weights.py revbifpn`
+    converts. Three things differ in Keras' own way; the variables are the
+    same, the functions are not:
+
+    | layout | windows of pixels | zeros, strides > 1 | couplings add to |
+    |---|---|---|---|
+    | `"reference"` | `k * channels + c` | both sides alike | x2, then x1 |
+    | `"keras"` | `c * 16 + k` | `padding="same"` | x1, then x2 |
 
     Args:
         channels: Tuple of integers, of the feature maps from fine to coarse;
@@ -83,13 +95,15 @@ def RevBiFPN(
         classifier_activation: Defaults to `"softmax"`.
         reversible: Boolean. `False` builds the plain twin: the same weights,
             with activations stored. Defaults to `True`.
+        layout: `"reference"` or `"keras"`, see above. Defaults to
+            `"reference"`.
         name: String.
 
     Returns:
         A `keras.Model`.
 
     Raises:
-        ValueError: sizes or channels do not fit.
+        ValueError: sizes or channels do not fit, or `layout` is neither.
 
     Example:
 
@@ -115,10 +129,18 @@ def RevBiFPN(
             "`channels` and `head_channels` must be equally many. Received: "
             f"{channels} and {head_channels}"
         )
+    if layout not in LAYOUTS:
+        raise ValueError(
+            f"`layout` must be one of {tuple(LAYOUTS)}. Received: "
+            f"layout={layout!r}"
+        )
+    layout = LAYOUTS[layout]
     inputs = image_input(input_shape, 3, STEM * 2 ** (len(channels) - 1))
     x = _repeat(inputs, channels[0] // STEM**2)
-    x = InvertibleDownsampling2D(STEM, "pixel_shuffle", dtype="float32")(x)
-    blocks = _blocks(channels, extra_silos, blocks_per_silo, drop_rate)
+    x = InvertibleDownsampling2D(
+        STEM, "pixel_shuffle", order=layout["order"], dtype="float32"
+    )(x)
+    blocks = _blocks(channels, extra_silos, blocks_per_silo, drop_rate, layout)
     x = ReversibleSequence(blocks, reversible, name="pyramid")([x])
     x = [
         RevBiFPNNeck(
@@ -129,8 +151,9 @@ def RevBiFPN(
         for i, (maps, filters) in enumerate(zip(x, head_channels))
     ]
     if include_top:
-        x = _classify(x, head_channels, features, dropout)
-        x = layers.Dense(classes, name="logits")(x)
+        x = _classify(x, head_channels, features, dropout, layout)
+        uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+        x = layers.Dense(classes, kernel_initializer=uniform, name="logits")(x)
         x = layers.Activation(
             classifier_activation, dtype="float32", name="predictions"
         )(x)
@@ -149,7 +172,7 @@ def _repeat(x, channels):
     return layers.Concatenate(axis, dtype="float32")(copies)
 
 
-def _blocks(channels, extra_silos, blocks_per_silo, drop_rate):
+def _blocks(channels, extra_silos, blocks_per_silo, drop_rate, layout):
     blocks, silos = [], len(channels) - 1 + extra_silos
     for k in range(1, silos + 1):
         scales = channels[:k]
@@ -164,17 +187,18 @@ def _blocks(channels, extra_silos, blocks_per_silo, drop_rate):
                             _of(EXPANSIONS, i),
                             _of(SE_RATIOS, i),
                             drop,
+                            first=layout["first"],
                         )
                         for i, filters in enumerate(scales)
                     ]
                 )
             )
         new_scale = k < len(channels)
-        blocks.append(_silo(channels[: k + 1], drop, new_scale))
+        blocks.append(_silo(channels[: k + 1], drop, new_scale, layout))
     return blocks
 
 
-def _silo(channels, drop, new_scale):
+def _silo(channels, drop, new_scale, layout):
     n = len(channels)
 
     def down(i, j):
@@ -188,6 +212,7 @@ def _silo(channels, drop, new_scale):
             SE_RATIOS,
             2 * strides - 1 + _of(EXTRA, i),
             0.0 if is_new else drop,
+            layout,
         )
 
     def up(i, j):
@@ -208,23 +233,38 @@ def _silo(channels, drop, new_scale):
     )
 
 
-def _classify(maps, channels, features, dropout):
+def _classify(maps, channels, features, dropout, layout):
     """Go from the finest to the coarsest feature map, and to one vector."""
     x = maps[0]
     for i, finer in enumerate(maps[1:]):
-        settings = HEAD_EXPANSIONS, HEAD_SE_RATIOS, 5
-        x = _mb_conv(channels[i + 1], i, 2, *settings)(x)
+        settings = HEAD_EXPANSIONS, HEAD_SE_RATIOS, 5, 0.0, layout
+        x = _mb_conv(channels[i + 1], i, 2, *settings, f"head_{i}")(x)
         x = layers.Add()([x, finer])
-    x = layers.Conv2D(features, 1, use_bias=False)(x)
-    x = layers.BatchNormalization(channel_axis(), 0.9, 1e-3)(x)
+    x = layers.Conv2D(features, 1, use_bias=False, name="features")(x)
+    x = layers.BatchNormalization(
+        channel_axis(), 0.9, 1e-3, name="features_norm"
+    )(x)
     x = layers.Activation("hard_silu")(x)
     return layers.Dropout(dropout)(pool(x, "avg"))
 
 
-def _mb_conv(filters, i, strides, expansions, se_ratios, kernel, drop=0.0):
+def _mb_conv(
+    filters,
+    i,
+    strides,
+    expansions,
+    se_ratios,
+    kernel,
+    drop=0.0,
+    layout=None,
+    name=None,
+):
     """Return a bottleneck with the settings of scale i."""
     settings = _of(expansions, i), _of(se_ratios, i)
-    return MBConv(filters, kernel, strides, *settings, drop)
+    padding = layout["padding"] if layout else "same"  # the same for strides 1
+    return MBConv(
+        filters, kernel, strides, *settings, drop, padding=padding, name=name
+    )
 
 
 def _of(settings, i):

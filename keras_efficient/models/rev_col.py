@@ -13,6 +13,7 @@ from keras_efficient.layers.reversible.reversible_column import ReversibleColumn
 from keras_efficient.layers.reversible.reversible_sequence import (
     ReversibleSequence,
 )
+from keras_efficient.models.aligned_up_sampling import AlignedUpSampling2D
 from keras_efficient.models.application import channel_axis
 from keras_efficient.models.application import finish
 from keras_efficient.models.application import image_input
@@ -21,6 +22,7 @@ from keras_efficient.models.rev_col_level import RevColLevel
 
 STEM = 4
 SUPERVISED = 4  # points along the columns, with intermediate supervision
+SIMPLER_ABOVE = 1000  # classes, from which on images are painted at once
 
 
 def RevCol(
@@ -37,6 +39,7 @@ def RevCol(
     pooling=None,
     classes=1000,
     classifier_activation="softmax",
+    head_init_scale=1.0,
     reversible=True,
     name="rev_col",
 ):
@@ -50,15 +53,23 @@ def RevCol(
 
     With `intermediate_supervision` a classifier stands after each quarter of
     the columns, and after each of the first three a decoder that paints the
-    image again. These keep their own set of feature maps, four in all. The
+    image again: level by level, or for more than 1,000 classes by one
+    convolution. These keep their own set of feature maps, four in all. The
     outputs are `class_1`, ..., `class_4` and `image_1`, ..., `image_3`, the
     latter logits of pixels between 0 and 1. The authors add up
 
     ```
-    loss = CE_4 + sum_{i=1..3} (1 - i/4) f BCE(image_i) + (i/4) c CE_i
+    loss = CE_4 + sum_{i=1..3} (1 - (i-1)/3) f BCE(image_i) + (i/4) c CE_i
     ```
 
-    with f = 3 and c = 0.7, by `compile(loss={...}, loss_weights={...})` here.
+    with f = 3 and c = 0.7, and for the images targets clipped to
+    [0.01, 0.99]; by `compile(loss={...}, loss_weights={...})` here.
+
+    The network is that of the authors' code, whose weights
+    `tools/convert_weights.py revcol` converts. One thing differs: where the
+    scale of a feature map is exactly 0, it counts as 0.001 here. There the
+    authors' code leaves the feature map out and then divides by zero, so that
+    training ends in NaN.
 
     Args:
         channels: Tuple of integers, of the levels from fine to coarse.
@@ -81,6 +92,8 @@ def RevCol(
             coarsest feature map, pooled. Defaults to `None`.
         classes: Integer. Defaults to `1000`.
         classifier_activation: Defaults to `"softmax"`.
+        head_init_scale: Float, a factor of the first values of classifiers;
+            0.001 is usual for fine-tuning. Defaults to `1.0`.
         reversible: Boolean. `False` builds the plain twin: the same weights,
             with activations stored. Defaults to `True`.
         name: String.
@@ -117,9 +130,13 @@ def RevCol(
         )
     inputs = image_input(input_shape, 3, STEM * 2 ** (len(channels) - 1))
     x = layers.Conv2D(
-        channels[0], STEM, STEM, kernel_initializer=_initializer()
+        channels[0],
+        STEM,
+        STEM,
+        kernel_initializer=_initializer(),
+        name="patches",
     )(inputs)
-    streams = [ChannelNormalization()(x)]
+    streams = [ChannelNormalization(name="patches_norm")(x)]
     outputs = {}
     size = columns // groups
     for k in range(1, groups + 1):
@@ -133,10 +150,15 @@ def RevCol(
         if include_top:
             head = f"class_{k}" if intermediate_supervision else "predictions"
             outputs[head] = _classify(
-                streams[-1], classes, classifier_activation, head
+                streams[-1],
+                classes,
+                classifier_activation,
+                _initializer(head_init_scale),
+                head,
             )
         if k < groups:
-            outputs[f"image_{k}"] = _paint(streams[-1], channels, f"image_{k}")
+            paint = _paint if classes <= SIMPLER_ABOVE else _paint_at_once
+            outputs[f"image_{k}"] = paint(streams[-1], channels, f"image_{k}")
     if intermediate_supervision:
         return finish(inputs, outputs, weights, name)
     if include_top:
@@ -168,25 +190,48 @@ def _column(channels, depths, drop_rate, kernel_size, far_feedback, index):
     )
 
 
-def _classify(x, classes, activation, name):
-    x = layers.LayerNormalization(epsilon=1e-6)(pool(x, "avg"))
-    x = layers.Dense(classes, kernel_initializer=_initializer())(x)
+def _classify(x, classes, activation, initializer, name):
+    x = pool(x, "avg")
+    x = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm")(x)
+    x = layers.Dense(
+        classes, kernel_initializer=initializer, name=f"{name}_logits"
+    )(x)
     return layers.Activation(activation, dtype="float32", name=name)(x)
 
 
 def _paint(x, channels, name):
     """Go from the coarsest feature map to an image, level by level."""
-    for filters in reversed(channels[:-1]):
-        x = layers.Conv2D(filters, 1, kernel_initializer=_initializer())(x)
-        x = ChannelNormalization()(x)
+    for i, filters in enumerate(reversed(channels[:-1])):
+        x = layers.Conv2D(
+            filters,
+            1,
+            kernel_initializer=_initializer(),
+            name=f"{name}_conv_{i}",
+        )(x)
+        x = ChannelNormalization(name=f"{name}_norm_{i}")(x)
         x = layers.Activation("gelu")(x)
-        x = layers.UpSampling2D(2, interpolation="bilinear")(x)
-        x = ConvNeXtBlock(3, expansion=1)(x)
-    x = layers.Conv2D(3 * STEM**2, 1, kernel_initializer=_initializer())(x)
+        x = AlignedUpSampling2D()(x)
+        x = ConvNeXtBlock(3, expansion=1, name=f"{name}_block_{i}")(x)
+    return _pixels(x, STEM, name)
+
+
+def _paint_at_once(x, channels, name):
+    x = ChannelNormalization(name=f"{name}_norm")(x)
+    return _pixels(x, STEM * 2 ** (len(channels) - 1), name)
+
+
+def _pixels(x, size, name):
+    x = layers.Conv2D(
+        3 * size**2,
+        1,
+        kernel_initializer=_initializer(),
+        name=f"{name}_pixels",
+    )(x)
     return InvertibleUpsampling2D(
-        STEM, "pixel_shuffle", dtype="float32", name=name
+        size, "pixel_shuffle", dtype="float32", name=name
     )(x)
 
 
-def _initializer():
-    return keras.initializers.TruncatedNormal(0, 0.02)
+def _initializer(scale=1.0):
+    # The authors cut it off at 100 standard deviations.
+    return keras.initializers.RandomNormal(0, 0.02 * scale)

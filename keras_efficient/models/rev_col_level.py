@@ -65,7 +65,7 @@ class RevColLevel(keras.layers.Layer):
             self.filters,
             size,
             strides=size,
-            kernel_initializer=keras.initializers.TruncatedNormal(0, 0.02),
+            kernel_initializer=keras.initializers.RandomNormal(0, 0.02),
             data_format=self.data_format,
             dtype=self.dtype_policy,
         )

@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 from keras import layers
 
 from keras_efficient.layers import ReversibleSequence
@@ -17,6 +18,9 @@ def ReversibleViT(
     intermediate_dim,
     patch_size=16,
     dropout=0.0,
+    drop_rate=0.0,
+    layer_norm_epsilon=1e-6,
+    pool_first=False,
     include_top=True,
     weights=None,
     input_shape=None,
@@ -44,6 +48,10 @@ def ReversibleViT(
     the blocks; the head sees their mean over the patches (there is no class
     token). Pixels are taken as they are: scale them first.
 
+    This is the network of the published weights of Rev-ViT-S and B, which
+    `tools/convert_weights.py revvit` converts. (A small example of the same
+    authors takes the mean before the normalization: `pool_first=True`.)
+
     Args:
         num_layers: Integer, the number of blocks.
         num_heads: Integer, attention heads; has to divide `hidden_dim`.
@@ -52,6 +60,14 @@ def ReversibleViT(
         patch_size: Integer, the side of a patch in pixels. Defaults to `16`.
         dropout: Float in [0, 1), after attention and feed-forward layers.
             Defaults to `0.0`.
+        drop_rate: Float in [0, 1), of stochastic depth at the last block,
+            growing linearly up to there. (Each function of a block draws on
+            its own; in the authors' code both are dropped together.) Defaults
+            to `0.0`.
+        layer_norm_epsilon: Float. Defaults to `1e-6`.
+        pool_first: Boolean. With one vector an image, whether patches are
+            pooled before they are normalized, instead of after. Defaults to
+            `False`.
         include_top: Boolean. Whether to end in a dense layer. Defaults to
             `True`.
         weights: Path of a weights file, or `None` for random values. Defaults
@@ -114,29 +130,38 @@ def ReversibleViT(
     patches = grid[0] * grid[1]
     x = layers.Reshape((patches, hidden_dim))(x)
     x = PositionEmbedding(patches, name="positions")(x)
+    rates = np.linspace(0, drop_rate, num_layers).tolist()
     blocks = [
         ReversibleTransformerEncoder(
             intermediate_dim,
             num_heads,
             dropout=dropout,
+            layer_norm_epsilon=layer_norm_epsilon,
+            drop_rate=rate,
             normalization=normalization,
             mixer=mixer,
             grid=grid if mixer == "max" else None,
             name=f"block_{i}",
         )
-        for i in range(num_layers)
+        for i, rate in enumerate(rates)
     ]
     run = ReversibleSequence(blocks, reversible, name="blocks")
     x = layers.Concatenate(name="streams")(run([x, x]))
-    x = layers.LayerNormalization(epsilon=1e-5, name="norm")(x)
+    norm = layers.LayerNormalization(epsilon=layer_norm_epsilon, name="norm")
+    kind = "avg" if include_top else pooling
+
+    def pooled(x):
+        return pool(x, kind, 1, data_format="channels_last", name="pooling")
+
+    if kind is None:
+        x = norm(x)
+    else:
+        x = norm(pooled(x)) if pool_first else pooled(norm(x))
     if include_top:
-        x = pool(x, "avg", 1, data_format="channels_last", name="mean")
         x = layers.Dense(
             classes,
             classifier_activation,
             dtype="float32",
             name="predictions",
         )(x)
-    elif pooling:
-        x = pool(x, pooling, 1, data_format="channels_last", name=pooling)
     return finish(inputs, x, weights, name)

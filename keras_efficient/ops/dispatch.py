@@ -14,6 +14,7 @@ written for these arguments. Such a record has
 """
 
 import importlib
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     seed: int  # different for each tensor
     correction: Any = None  # int8 tensor, of a parameter of 16 bits
     decay: float = 0.0  # of the weight, for a parameter of 16 bits
+    places: Any = None  # int32 tensor, of a shard: where its blocks are in all
 
     @property
     def corrections(self):
@@ -82,10 +84,11 @@ def do_steps(rows, arguments):
         TypeError: a tensor has another dtype.
         RuntimeError: kernels that the user asked for cannot serve these.
     """
-    # The partitioner of XLA cannot divide a kernel.
-    if keras.distribution.distribution() is not None:
-        return [None] * len(rows)
     framework = framework_of([row.parameter for row in rows])
+    # The partitioner of XLA cannot divide a kernel; on a shard it has not to.
+    if keras.distribution.distribution() is not None:
+        if framework == "jax" and any(row.places is None for row in rows):
+            return [None] * len(rows)
     calls = []
     for (device, _), indices in _group(rows, arguments, framework).items():
         group = [rows[i] for i in indices]
@@ -162,6 +165,15 @@ def _check_dtypes(row, arguments):
             )
 
 
+def _is_flat(x, shape):
+    """Return whether it is of that shape, but for how its rows are counted."""
+    rows = math.prod(shape[:-1])
+    return len(x.shape) > 1 and (math.prod(x.shape[:-1]), x.shape[-1]) == (
+        rows,
+        shape[-1],
+    )
+
+
 def _check(row, arguments, device):
     """Raise an error where a kernel would leave the memory of a tensor."""
     shape = tuple(row.parameter.shape)
@@ -170,7 +182,8 @@ def _check(row, arguments, device):
     for x, shape, name in zip(row.tensors, shapes, names, strict=True):
         # A name, of JAX or TensorFlow, stands for all devices of a kind.
         found = device if isinstance(device, str) else x.device
-        if tuple(x.shape) != shape or found != device:
+        is_right = tuple(x.shape) == shape or _is_flat(x, shape)
+        if not is_right or found != device:
             raise ValueError(
                 f"'{name}' must have shape {shape} and be on '{device}', as "
                 f"its parameter. Received: shape {tuple(x.shape)} on '{found}'"

@@ -11,7 +11,8 @@ from keras_efficient.ops.adam_step import adam_biases
 from keras_efficient.ops.dispatch import FLOATS
 
 # shape and dtype, for a tensor of d elements, window m, k entries a block of
-# size B, buckets of size Q
+# size B, buckets of size Q; the axes of blocks and buckets may be several, as
+# in `state_shapes`
 MicroAdamState = namedtuple(
     "MicroAdamState",
     (
@@ -26,19 +27,57 @@ MicroAdamState = namedtuple(
 )
 
 
-def state_shapes(size, *, window, k, block_size, bucket_size):
-    """Return a `MicroAdamState` of shapes, for a tensor of `size` elements."""
-    blocks = math.ceil(size / block_size)
-    buckets = math.ceil(size / bucket_size)
+def block_axes(shape, block_size):
+    """Return the shape of the blocks of a flattened tensor, by its axes.
+
+    Blocks keep their order and what is in them. But they stand in the leading
+    axes of the tensor as far as whole blocks allow, so that they can be divided
+    as it is: of (1024, 1024), (1024, 4) of 256 entries; of (3, 3, 64, 64),
+    (3, 3, 16) of four rows each.
+
+    Returns:
+        Tuple, or `None` where blocks straddle rows or the last is not full.
+    """
+    trailing = 1
+    for axis in reversed(range(len(shape))):
+        if not trailing or block_size % trailing:
+            return None
+        trailing *= shape[axis]
+        if trailing and trailing % block_size == 0:
+            return (*shape[:axis], trailing // block_size)
+    return None
+
+
+def state_shapes(shape, *, window, k, block_size, bucket_size):
+    """Return a `MicroAdamState` of shapes, for a tensor of some shape."""
+    size = math.prod(shape)
+    buckets = (math.ceil(size / bucket_size),)
+    blocks = block_axes(shape, block_size)
+    if blocks and block_size % bucket_size == 0:
+        buckets = *blocks[:-1], blocks[-1] * (block_size // bucket_size)
+    else:
+        blocks = (math.ceil(size / block_size),)
     return MicroAdamState(
-        indices=(window, blocks, k),
-        values=(window, blocks, k),
+        indices=(window, *blocks, k),
+        values=(window, *blocks, k),
         written=(window,),
-        codes=(buckets, bucket_size // 2),
-        low=(buckets, 1),
-        high=(buckets, 1),
-        velocity=(blocks, 1),
+        codes=(*buckets, bucket_size // 2),
+        low=(*buckets, 1),
+        high=(*buckets, 1),
+        velocity=(*blocks, 1),
     )
+
+
+def flat_shapes(shapes):
+    """Return the shapes of a `MicroAdamState` with one axis of blocks."""
+    return MicroAdamState(*map(_flat, MicroAdamState._fields, shapes))
+
+
+def _flat(name, shape):
+    first = 1 if name in ("indices", "values") else 0
+    if name == "written":
+        return shape
+    return *shape[:first], math.prod(shape[first:-1]), shape[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,5 +156,6 @@ class MicroAdamArguments:
 
 @functools.lru_cache(maxsize=4096)
 def _shapes(shape, **layout):
-    size = math.prod(shape)
-    return (shape, *state_shapes(size, **layout), shape) if size else None
+    if not math.prod(shape):
+        return None
+    return shape, *state_shapes(shape, **layout), shape

@@ -40,6 +40,7 @@ from keras_efficient.ops.joined_blocks import JoinedBlocks
 from keras_efficient.ops.joined_blocks import concatenate
 from keras_efficient.ops.joined_blocks import cut
 from keras_efficient.ops.micro_adam_arguments import MicroAdamState
+from keras_efficient.ops.micro_adam_arguments import flat_shapes
 from keras_efficient.ops.quantize_4bit import dequantize_4bit
 from keras_efficient.ops.quantize_4bit import quantize_4bit
 from keras_efficient.ops.round_to_bfloat16 import round_to_bfloat16
@@ -137,6 +138,7 @@ def micro_adam_steps(
     alpha,
     rounding,
     bias_correction,
+    places=None,
 ):
     """Do `micro_adam_step` for several tensors, in one call of each operation.
 
@@ -148,6 +150,8 @@ def micro_adam_steps(
         states: List of `MicroAdamState`, with equal numbers but for sizes.
         step: Integer tensor.
         seeds: List of integers.
+        places: int32 tensor, of a shard: the places of its blocks in the whole
+            tensor. Defaults to `None`: one after another.
 
     Returns:
         List of pairs `(u, state)`.
@@ -155,6 +159,10 @@ def micro_adam_steps(
     step = ops.cast(step, "int32")
     t = ops.cast(step, "float32")
     joined = JoinedBlocks([g.shape for g in gradients], block_size)
+    shapes = [[tuple(x.shape) for x in state] for state in states]
+    states = [
+        map(ops.reshape, x, flat_shapes(s)) for x, s in zip(states, shapes)
+    ]
     slots = MicroAdamState(*zip(*states))
     k, bucket_size = slots.indices[0].shape[2], 2 * slots.codes[0].shape[1]
     buckets_a_block = block_size // bucket_size
@@ -185,6 +193,9 @@ def micro_adam_steps(
     noise = 0.5
     if rounding == "stochastic":
         sizes = [blocks * block_size for blocks in joined.blocks]
+        if places is not None:
+            first = ops.reshape(places, (-1, 1)) * block_size
+            sizes = [first + ops.arange(block_size, dtype="int32")]
         noise = uniform_noises(dict(zip(seeds, sizes)), step)
         noise = ops.reshape(noise, e.shape)
     error = [
@@ -194,10 +205,11 @@ def micro_adam_steps(
 
     velocities = joined.split_rows(velocity, slots.velocity)
     if not k:
-        written = [ops.reshape(step, (1,)) for _ in states]
+        written = [ops.reshape(step, (1,)) for _ in shapes]
         window = slots.indices, slots.values, written
-        new_states = map(MicroAdamState, *window, *error, velocities)
-        return list(zip(joined.split(u_rest), new_states))
+        return _results(
+            joined.split(u_rest), zip(*window, *error, velocities), shapes
+        )
     indices, values, written = _write_row(
         slots, new_indices, new_values, step, joined.blocks
     )
@@ -214,10 +226,17 @@ def micro_adam_steps(
         bias_correction=bias_correction,
     )
     window = [cut(x, joined.blocks, 1) for x in (indices, values)]
-    rows = cut(written, [1 for _ in states], 1)
+    rows = cut(written, [1 for _ in shapes], 1)
     window.append([ops.reshape(row, (-1,)) for row in rows])
-    new_states = map(MicroAdamState, *window, *error, velocities)
-    return list(zip(joined.split(u), new_states))
+    return _results(joined.split(u), zip(*window, *error, velocities), shapes)
+
+
+def _results(updates, states, shapes):
+    """Return pairs of updates and states, these of the shapes they had."""
+    return [
+        (u, MicroAdamState(*map(ops.reshape, state, shape)))
+        for u, state, shape in zip(updates, states, shapes)
+    ]
 
 
 def _write_row(slots, indices, values, step, blocks):

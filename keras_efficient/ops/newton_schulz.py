@@ -13,7 +13,8 @@ def newton_schulz(x, steps=5, coefficients=COEFFICIENTS):
     ```
 
     Singular values end between 0.7 and 1.2, and not at 1, which does Muon no
-    harm.
+    harm. With the coefficients (1.5, -0.5, 0) they end at 1, but slowly: 15
+    steps bring those that are a thirtieth of the norm.
 
     Args:
         x: float32 tensor of shape `(n, m)`.
@@ -32,6 +33,8 @@ def newton_schulz(x, steps=5, coefficients=COEFFICIENTS):
     x = x / (ops.sqrt(ops.sum(ops.square(x))) + 1e-7)
     for _ in range(steps):
         gram = ops.matmul(x, ops.transpose(x))
-        polynomial = b * gram + c * ops.matmul(gram, gram)
+        polynomial = b * gram
+        if c:
+            polynomial = polynomial + c * ops.matmul(gram, gram)
         x = a * x + ops.matmul(polynomial, x)
     return ops.transpose(x) if is_tall else x

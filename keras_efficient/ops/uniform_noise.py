@@ -10,22 +10,28 @@ def uniform_noise(shape, step, seed):
     device, and again after a restart, without state. The mixing is the
     finalizer of MurmurHash3, in int32 arithmetic that wraps around.
     """
-    x = hashes(math.prod(shape), step, seed)
-    x = ops.cast(_shift(x, 8), "float32") * 2.0**-24
-    return ops.reshape(x, shape)
+    places = ops.arange(math.prod(shape), dtype="int32")
+    return ops.reshape(noise_at(places, step, seed), shape)
 
 
-def hashes(size, step, seed):
+def noise_at(places, step, seed):
+    """Return `uniform_noise` at some positions, an int32 tensor."""
+    x = hashes(places, step, seed)
+    return ops.cast(_shift(x, 8), "float32") * 2.0**-24
+
+
+def hashes(places, step, seed):
     """Hash (step, seed, position) to int32 numbers, one for each position."""
-    x = ops.arange(size, dtype="int32")
-    return _mix(x + _mix(step + _mix(ops.cast(seed, "int32"))))
+    return _mix(places + _mix(step + _mix(ops.cast(seed, "int32"))))
 
 
 def uniform_noises(sizes, step):
     """Return `uniform_noise((size,), step, seed)` of each, one after another.
 
     Args:
-        sizes: Dict from seeds to sizes, both integers.
+        sizes: Dict from seeds to sizes, both integers. Of one seed the
+            positions may take the place of the size, an int32 tensor: those of
+            a shard in its whole tensor.
         step: int32 tensor.
 
     Returns:
@@ -33,6 +39,8 @@ def uniform_noises(sizes, step):
     """
     if len(sizes) == 1:
         ((seed, size),) = sizes.items()
+        if not isinstance(size, int):
+            return noise_at(ops.reshape(size, (-1,)), step, seed)
         return uniform_noise((size,), step, seed)
     seeds, sizes = list(sizes), list(sizes.values())
     starts = [sum(sizes[:i]) for i in range(len(sizes))]

@@ -11,6 +11,10 @@ from keras_efficient.optimizers.masked_optimizer import (
 )
 from keras_efficient.optimizers.micro_adam import MicroAdam as MicroAdam
 from keras_efficient.optimizers.muon_8bit import Muon8bit as Muon8bit
+from keras_efficient.optimizers.selected_adam import (
+    SelectedAdam as SelectedAdam,
+)
 from keras_efficient.optimizers.sgd_8bit import SGD8bit as SGD8bit
 from keras_efficient.optimizers.sink_gd import SinkGD as SinkGD
 from keras_efficient.optimizers.sixteen_bit import SixteenBit as SixteenBit
+from keras_efficient.optimizers.unfreezing import Unfreezing as Unfreezing

@@ -27,9 +27,13 @@ class Adam8bit(Optimizer8bit):
     flattened parameter. Tensors of fewer than `min_size` elements keep plain
     Adam in float32.
 
-    Under `keras.distribution`, codes and float32 moments have the layout of
-    their parameter, and scales have it on all axes but the last, which is not
-    divided; scales of a flattened parameter are on every device.
+    Under `keras.distribution` on JAX, codes, scales and float32 moments are
+    divided as their parameter is, and each device steps on what it has, by its
+    kernels, to the same bits as one device. Where shards do not hold whole
+    groups, as of rows of 96 entries in four parts, another axis is divided, and
+    gradient and new parameter move between devices, 3 bytes a parameter there.
+    Where no axis has whole groups, the step is left to XLA, without kernels,
+    and scales are on every device. See `zero`, too.
 
     Moments keep their precision for gradients from 1e-7, below which
     `epsilon` stops them in Adam, too, to 4e9. Larger moments are clipped.
@@ -58,6 +62,11 @@ class Adam8bit(Optimizer8bit):
             `4096`.
         name: String. Defaults to `None`: `"adam_8bit"`, `"adam_8bit_1"`,
             and so on.
+        zero: Boolean. Under `keras.distribution` on JAX, whether devices that
+            have the same part of a parameter divide its state, and the step,
+            among them (ZeRO-1). What they make of it is gathered: 4 bytes a
+            parameter and step. Elsewhere, and where no axis of the mesh
+            divides the state, it changes nothing. Defaults to `False`.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -92,6 +101,7 @@ class Adam8bit(Optimizer8bit):
         weight_rounding="compensated",
         min_size=4096,
         name=None,
+        zero=False,
         **kwargs,
     ):
         super().__init__(
@@ -100,6 +110,7 @@ class Adam8bit(Optimizer8bit):
             weight_rounding,
             exclude_layers,
             name=name,
+            zero=zero,
             **kwargs,
         )
         self.beta_1 = beta_1

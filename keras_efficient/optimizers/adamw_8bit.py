@@ -35,6 +35,11 @@ class AdamW8bit(Adam8bit):
             `4096`.
         name: String. Defaults to `None`: `"adamw_8bit"`, `"adamw_8bit_1"`,
             and so on.
+        zero: Boolean. Under `keras.distribution` on JAX, whether devices that
+            have the same part of a parameter divide its state, and the step,
+            among them (ZeRO-1). What they make of it is gathered: 4 bytes a
+            parameter and step. Elsewhere, and where no axis of the mesh
+            divides the state, it changes nothing. Defaults to `False`.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -65,6 +70,7 @@ class AdamW8bit(Adam8bit):
         weight_rounding="compensated",
         min_size=4096,
         name=None,
+        zero=False,
         **kwargs,
     ):
         if weight_decay is None:
@@ -82,5 +88,6 @@ class AdamW8bit(Adam8bit):
             weight_rounding=weight_rounding,
             weight_decay=weight_decay,
             name=name,
+            zero=zero,
             **kwargs,
         )

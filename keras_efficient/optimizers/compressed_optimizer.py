@@ -1,6 +1,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_efficient import backend
@@ -19,6 +20,8 @@ from keras_efficient.optimizers.float32_weights import float32_gradients
 from keras_efficient.optimizers.names import automatic_name
 from keras_efficient.optimizers.names import check_real
 from keras_efficient.optimizers.names import path_of
+from keras_efficient.optimizers.sharded_step import step_on_shards
+from keras_efficient.optimizers.state_layout import is_distributed
 from keras_efficient.optimizers.state_layout import state_layout
 
 
@@ -51,6 +54,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         weight_rounding,
         exclude_layers,
         name=None,
+        zero=False,
         **kwargs,
     ):
         name = automatic_name(type(self)) if name is None else name
@@ -61,6 +65,7 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         # because TensorFlow would wrap it.
         self.__dict__["_excluded"] = None
         self.weight_rounding = weight_rounding
+        self.zero = zero
         self._weights = Float32Weights(weight_rounding)
 
     def _check_decays(self, *names):
@@ -99,13 +104,21 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             and self._is_compressible(variable)
             for variable, is_excluded in zip(variables, excluded)
         ]
+        # For each compressed variable, how its blocks are divided. Not by
+        # `setattr`, which would track it.
+        self.__dict__["_shards"] = [
+            self._find_shards(variable)
+            if is_compressed and is_distributed(variable)
+            else None
+            for variable, is_compressed in zip(variables, self._is_compressed)
+        ]
         self._states = [
             self._add_compressed_state(variable)
             if is_compressed
             else self._add_plain_state(variable)
             for variable, is_compressed in zip(variables, self._is_compressed)
         ]
-        self._weights.build(self, variables)
+        self._weights.build(self, variables, self.zero)
 
     def _find_excluded(self, variables):
         patterns = self.exclude_layers
@@ -114,8 +127,8 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
     def add_variable_from_reference(
         self, reference_variable, name=None, initializer="zeros"
     ):
-        """As in the base class, but never of 16 bits."""
-        if not is_16_bit(reference_variable):
+        """As in the base class, but never of 16 bits; divided with `zero`."""
+        if not is_16_bit(reference_variable) and not self.zero:
             return super().add_variable_from_reference(
                 reference_variable, name, initializer
             )
@@ -131,6 +144,20 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         """Return a tuple of variables."""
         raise NotImplementedError
 
+    def _find_shards(self, variable):
+        """Return the `Shards` of a variable whose shards step by themselves.
+
+        `None` where the step is left to the partitioner of XLA.
+        """
+        return None
+
+    def _axes_before_blocks(self, slots):
+        """Return how many axes state has before those of `Shards`.
+
+        For each of `slots`; `None` for what every device has.
+        """
+        return [0 for _ in slots]
+
     def _add_plain_state(self, variable):
         return tuple(
             self._add(variable, name, variable.shape)
@@ -145,10 +172,12 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         dtype="float32",
         layout=None,
         initializer="zeros",
+        places=(),
     ):
+        """Add state; `layout` or `places` say how it is divided."""
         path = path_of(variable).replace("/", "_").replace(":", "_")
         name = f"{path}_{name}"
-        layout = layout or state_layout(variable, shape)
+        layout = layout or state_layout(variable, shape, self.zero, places)
         return self.add_variable(
             shape, initializer, dtype, layout=layout, name=name
         )
@@ -160,6 +189,9 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
+        if self._shards[index]:
+            step_on_shards(self, index, gradient, variable, learning_rate)
+            return
         slots = self._states[index]
         state = [ops.convert_to_tensor(slot) for slot in slots]
         # TensorFlow's gradient of an embedding is sparse; this makes it dense.
@@ -204,8 +236,11 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         """Return the record that `dispatch.do_steps` takes."""
         raise NotImplementedError
 
-    def _step_compressed(self, gradient, state, index):
-        """Return the update and the new state, in one tuple."""
+    def _step_compressed(self, gradient, state, index, places=None):
+        """Return the update and the new state, in one tuple.
+
+        Of a shard, `places` are those of its blocks in the whole tensor.
+        """
         raise NotImplementedError
 
     def _step_batch(self, rows, learning_rate):
@@ -254,8 +289,34 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             for i, variable in enumerate(trainable_variables)
         )
 
+    # Files have the state of a tensor in flat order, whatever its axes are.
+
+    def save_own_variables(self, store):
+        flat = self._flat_shapes()
+        for i, variable in enumerate(self.variables):
+            value = variable.numpy()
+            store[str(i)] = np.reshape(value, flat.get(i, value.shape))
+
+    def load_own_variables(self, store):
+        variables, flat = self.variables, self._flat_shapes()
+        if flat and len(store.keys()) == len(variables):
+            store = {key: store[key] for key in store.keys()}
+            for i, shape in flat.items():
+                if tuple(store[str(i)].shape) == shape:
+                    x = np.asarray(store[str(i)])
+                    store[str(i)] = np.reshape(x, variables[i].shape)
+        super().load_own_variables(store)
+
+    def _flat_shapes(self):
+        """Return the shapes in files, by the index among all variables.
+
+        Of those that have other shapes here.
+        """
+        return {}
+
     def get_config(self):
         config = {
+            "zero": self.zero,
             "weight_rounding": self.weight_rounding,
             "exclude_layers": list(self.exclude_layers),
         }

@@ -32,22 +32,22 @@ class Float32Weights:
         self.rounding = rounding
         self.corrections = []
 
-    def build(self, optimizer, variables):
+    def build(self, optimizer, variables, zero=False):
         """Add the corrections, `None` for variables that need none."""
         is_compensated = self.rounding == "compensated"
         self.corrections = [
-            self._add_correction(optimizer, variable)
+            self._add_correction(optimizer, variable, zero)
             if is_compensated and is_16_bit(variable)
             else None
             for variable in variables
         ]
 
-    def _add_correction(self, optimizer, variable):
+    def _add_correction(self, optimizer, variable, zero):
         return optimizer.add_variable(
             variable.shape,
             "zeros",
             "int8",
-            layout=state_layout(variable, variable.shape),
+            layout=state_layout(variable, variable.shape, zero),
             name=f"{re.sub('[/:]', '_', path_of(variable))}_correction",
         )
 
@@ -74,7 +74,8 @@ class Float32Weights:
         Args:
             x: float32 tensor, the values of one or several variables.
             dtype: `"bfloat16"` or `"float16"`.
-            sizes: Dict from the indices of these variables to their sizes.
+            sizes: Dict from the indices of these variables to their sizes, or
+                to the places of a shard, as `uniform_noises` takes them.
             step: int32 tensor, the number of this step.
         """
         if self.rounding == "compensated":

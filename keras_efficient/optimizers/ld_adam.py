@@ -34,9 +34,11 @@ class LDAdam(CompressedOptimizer):
     layers in `exclude_layers`. The paper, too, gives a low rank to linear
     layers inside the network only.
 
-    Under `keras.distribution`, state of the shape of the parameter (the
-    moments of plain Adam, and the error feedback if `"full"`) has its layout.
-    Subspace, moments in it and quantized error feedback are on every device.
+    Under `keras.distribution` on JAX all state is divided by the axes of the
+    mesh that divide its parameter: the subspace along its rows, moments along
+    their columns, the quantized error feedback along its buckets, as far as
+    these sizes allow. XLA divides the step: results are those of one device up
+    to rounding. See `zero`, too.
 
     A step costs a QR decomposition of n x r and eight products with r x c, on
     top of Adam: choose it for the memory.
@@ -80,6 +82,11 @@ class LDAdam(CompressedOptimizer):
         exclude_embeddings: Boolean, whether embeddings keep plain Adam.
             Defaults to `True`.
         name: String. Defaults to `None`: `"ld_adam"`, `"ld_adam_1"` and so on.
+        zero: Boolean. Under `keras.distribution` on JAX, whether devices that
+            have the same part of a parameter divide its state, and the step,
+            among them (ZeRO-1). What they make of it is gathered: 4 bytes a
+            parameter and step. Elsewhere, and where no axis of the mesh
+            divides the state, it changes nothing. Defaults to `False`.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -117,6 +124,7 @@ class LDAdam(CompressedOptimizer):
         exclude_layers=None,
         exclude_embeddings=True,
         name=None,
+        zero=False,
         **kwargs,
     ):
         super().__init__(
@@ -125,6 +133,7 @@ class LDAdam(CompressedOptimizer):
             weight_rounding,
             exclude_layers,
             name=name,
+            zero=zero,
             **kwargs,
         )
         self.rank = rank
@@ -180,13 +189,17 @@ class LDAdam(CompressedOptimizer):
                 "projector",
                 (short, self.rank),
                 initializer=_random_orthonormal,
+                places=(0,),
             ),
-            self._add(variable, "momentum", (self.rank, long)),
-            self._add(variable, "velocity", (self.rank, long)),
-            *(self._add(variable, name, *slot) for name, slot in error.items()),
+            self._add(variable, "momentum", (self.rank, long), places=(1,)),
+            self._add(variable, "velocity", (self.rank, long), places=(1,)),
+            *(
+                self._add(variable, name, *slot, places=(0,))
+                for name, slot in error.items()
+            ),
         )
 
-    def _step_compressed(self, gradient, state, index):
+    def _step_compressed(self, gradient, state, index, places=None):
         update, state = ld_adam_step(
             gradient,
             state,

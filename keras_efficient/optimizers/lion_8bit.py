@@ -36,6 +36,11 @@ class Lion8bit(Optimizer8bit):
             Defaults to `4096`.
         name: String. Defaults to `None`: `"lion_8bit"`, `"lion_8bit_1"`,
             and so on.
+        zero: Boolean. Under `keras.distribution` on JAX, whether devices that
+            have the same part of a parameter divide its state, and the step,
+            among them (ZeRO-1). What they make of it is gathered: 4 bytes a
+            parameter and step. Elsewhere, and where no axis of the mesh
+            divides the state, it changes nothing. Defaults to `False`.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -65,6 +70,7 @@ class Lion8bit(Optimizer8bit):
         weight_rounding="compensated",
         min_size=4096,
         name=None,
+        zero=False,
         **kwargs,
     ):
         super().__init__(
@@ -73,6 +79,7 @@ class Lion8bit(Optimizer8bit):
             weight_rounding,
             exclude_layers,
             name=name,
+            zero=zero,
             **kwargs,
         )
         self.beta_1 = beta_1

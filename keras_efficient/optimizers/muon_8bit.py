@@ -10,11 +10,13 @@ from keras_efficient.ops import sgd_8bit_step
 from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
 from keras_efficient.ops.newton_schulz import newton_schulz
 from keras_efficient.ops.sgd_8bit_step import sgd_step
+from keras_efficient.ops.uniform_noise import noise_at
 from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.adam_8bit import Adam8bit
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
 from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.optimizer_8bit import add_codes
+from keras_efficient.optimizers.state_layout import code_shards
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -30,8 +32,8 @@ class Muon8bit(CompressedOptimizer):
     `min_size` elements keep the same state in float32.
 
     Layout, range and non-finite gradients are those of
-    `keras_efficient.optimizers.Adam8bit`. Under `keras.distribution` a step
-    gathers matrices that are divided.
+    `keras_efficient.optimizers.Adam8bit`. Under `keras.distribution` on
+    JAX state is divided as its parameter is, but a step gathers matrices.
 
     Args:
         learning_rate: A float, a
@@ -66,6 +68,11 @@ class Muon8bit(CompressedOptimizer):
             `"compensated"`, at one byte a parameter more.
         min_size: Integer. Smaller tensors keep float32. Defaults to `4096`.
         name: String. Defaults to `None`: `"muon_8bit"`, `"muon_8bit_1"`, ...
+        zero: Boolean. Under `keras.distribution` on JAX, whether devices that
+            have the same part of a parameter divide its state, and the step,
+            among them (ZeRO-1). What they make of it is gathered: 4 bytes a
+            parameter and step. Elsewhere, and where no axis of the mesh
+            divides the state, it changes nothing. Defaults to `False`.
         **kwargs: See `keras_efficient.optimizers.Adam8bit`.
 
     Raises:
@@ -107,6 +114,7 @@ class Muon8bit(CompressedOptimizer):
         weight_rounding="compensated",
         min_size=4096,
         name=None,
+        zero=False,
         **kwargs,
     ):
         super().__init__(
@@ -116,6 +124,7 @@ class Muon8bit(CompressedOptimizer):
             exclude_layers,
             weight_decay=weight_decay,
             name=name,
+            zero=zero,
             **kwargs,
         )
         self.adam_beta_1 = adam_beta_1
@@ -177,14 +186,25 @@ class Muon8bit(CompressedOptimizer):
             **{**options, "step": ops.cast(options["step"], "int32")},
         )
 
-    def _step_compressed(self, gradient, state, index):
+    def _find_shards(self, variable):
+        # The product of a matrix needs all of it.
+        if self._is_matrix[self._get_variable_index(variable)]:
+            return None
+        return code_shards(variable, self.zero)
+
+    def _step_compressed(self, gradient, state, index, places=None):
         if self._is_matrix[index]:
             momentum, *state = sgd_8bit_step(
                 gradient, *state, momentum=self.momentum, nesterov=self.nesterov
             )
             return self._orthogonal(momentum), *state
+        options = self._options()
+        noise = None
+        if places is not None:
+            step = ops.cast(options["step"], "int32")
+            noise = noise_at(places, step, index)
         update, state = adam_8bit_step(
-            gradient, Adam8bitState(*state), seed=index, **self._options()
+            gradient, Adam8bitState(*state), seed=index, noise=noise, **options
         )
         return self.adam_lr_ratio * update, *state
 

@@ -10,7 +10,7 @@ from keras_efficient.ops.quantize_8bit import scale_shape
 from keras_efficient.ops.quantize_8bit import split_groups
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
-from keras_efficient.optimizers.state_layout import scale_layout
+from keras_efficient.optimizers.state_layout import code_shards
 
 
 class Optimizer8bit(CompressedOptimizer):
@@ -21,8 +21,8 @@ class Optimizer8bit(CompressedOptimizer):
     moment, in turn) and for that of smaller ones (each moment in float32).
 
     Codes have the shape of the parameter and, under
-    `keras.distribution.ModelParallel`, its layout; scales have that layout
-    but for the last axis, which is not divided.
+    `keras.distribution`, its layout; so have scales, where whole groups of 32
+    allow it.
     """
 
     MOMENTS = {}  # name: dtype of its codes
@@ -39,15 +39,19 @@ class Optimizer8bit(CompressedOptimizer):
             self._add(variable, name, variable.shape) for name in self.MOMENTS
         )
 
-    def _step_compressed(self, gradient, state, index):
-        groups = {index: math.prod(state[1].shape)}
+    def _find_shards(self, variable):
+        return code_shards(variable, self.zero)
+
+    def _step_compressed(self, gradient, state, index, places=None):
+        size = math.prod(state[1].shape) if places is None else places
+        groups = {index: size}
         return self._step_8bit(gradient, state, groups)
 
     def _step_8bit(self, gradient, state, groups):
         """Return the update and the new codes and scales.
 
         `groups` tells of the index of each variable that the gradient is made
-        of how many groups it has.
+        of how many groups it has, or of a shard where they are in all.
         """
         raise NotImplementedError
 
@@ -82,11 +86,15 @@ def add_codes(optimizer, variable, moments):
     `moments` is a dict from their names to the dtypes of their codes.
     """
     shape = tuple(variable.shape)
-    scales = scale_shape(shape), "float16", scale_layout(variable)
+    shards = code_shards(variable, optimizer.zero)
+    layout = shards and shards.layout()
+    scales = scale_shape(shape), "float16", layout
     slots = []
     for name, dtype in moments.items():
-        slots.append(optimizer._add(variable, f"{name}_codes", shape, dtype))
-        slots.append(optimizer._add(variable, f"{name}_scale", *scales))
+        codes = f"{name}_codes", shape, dtype, layout
+        slots.append(optimizer._add(variable, *codes))
+        scale = optimizer._add(variable, f"{name}_scale", *scales, places=(0,))
+        slots.append(scale)
     return tuple(slots)
 
 

@@ -71,6 +71,11 @@ class SinkGD(CompressedOptimizer):
         exclude_embeddings: Boolean, whether embeddings get Adam. Defaults to
             `True`.
         name: String. Defaults to `None`: `"sink_gd"`, `"sink_gd_1"` and so on.
+        zero: Boolean. Under `keras.distribution` on JAX, whether devices that
+            have the same part of a parameter divide its state, and the step,
+            among them (ZeRO-1). What they make of it is gathered: 4 bytes a
+            parameter and step. Elsewhere, and where no axis of the mesh
+            divides the state, it changes nothing. Defaults to `False`.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor` and `gradient_accumulation_steps` of
@@ -109,6 +114,7 @@ class SinkGD(CompressedOptimizer):
         exclude_layers=None,
         exclude_embeddings=True,
         name=None,
+        zero=False,
         **kwargs,
     ):
         super().__init__(
@@ -117,6 +123,7 @@ class SinkGD(CompressedOptimizer):
             weight_rounding,
             exclude_layers,
             name=name,
+            zero=zero,
             **kwargs,
         )
         self.alpha = alpha
@@ -173,7 +180,7 @@ class SinkGD(CompressedOptimizer):
             return super()._add_plain_state(variable)
         return add_codes(self, variable, Adam8bit.MOMENTS)
 
-    def _step_compressed(self, gradient, state, index):
+    def _step_compressed(self, gradient, state, index, places=None):
         return (sink_gd_step(gradient, self.sinkhorn_iterations),)
 
     def _step_plain(self, gradient, state, index):

@@ -1,3 +1,4 @@
+from keras_efficient.conversion.to_tune_mode import to_tune_mode as to_tune_mode
 from keras_efficient.utils.adapt_batch_norm import (
     adapt_batch_norm as adapt_batch_norm,
 )

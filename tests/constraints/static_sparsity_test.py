@@ -78,6 +78,7 @@ def test_zeros_stay_until_they_are_released(name, tmp_path):
     assert zeros(network) == 192
     assert StaticSparsity.release(network) == 1
     # Neither the variable nor a file brings it back.
+    assert network.get_layer("hidden").kernel.constraint is None
     network.save(tmp_path / "model.keras")
     network = keras.models.load_model(tmp_path / "model.keras", compile=False)
     network.compile("adam", "mse", **fit_mode(LAST))

@@ -231,6 +231,7 @@ def test_threads_change_nothing():
                     np.array(options, FLOAT32),
                     256,
                     0,
+                    np.zeros(0, "int32"),
                     np.float32(0),
                     False,
                     True,

@@ -10,6 +10,7 @@ from keras_efficient.layers import DepthwiseConv3D
 from keras_efficient.layers import MBConv
 from keras_efficient.layers import ReversibleMBConv
 from tests.gradients import to_numpy
+from tests.marks import once
 from tests.models import vision_reference as reference
 from tests.twins import batch
 
@@ -60,8 +61,30 @@ def test_mb_conv(rank, normalization, data_format):
         check(layer, reference.mb_conv, batch(2, *(4, 5, 6)[:rank], 3))
 
 
-def test_a_coupling_is_that_of_two_bottlenecks():
-    layer = ReversibleMBConv(7, se_ratio=0.5)
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+def test_symmetric_padding(kernel_size):
+    for strides in (1, 2, 4):
+        layer = MBConv(5, kernel_size, strides, padding="symmetric")
+        check(layer, reference.mb_conv, batch(2, 8, 9, 3))
+
+
+@once  # other tests of JAX draw by NumPy
+def test_first_values_are_those_of_the_paper():
+    """Normal, of variance 2 / (channels of the output * pixels)."""
+    layer = MBConv(64, 5, expansion=2)
+    layer.build((None, 8, 8, 96))
+    for kernel, channels in (
+        (layer.expand.kernel, 192),
+        (layer.depthwise.kernel, 192 * 25),
+        (layer.project.kernel, 64),
+    ):
+        deviation = np.std(to_numpy([kernel])[0])
+        np.testing.assert_allclose(deviation, (2 / channels) ** 0.5, rtol=0.08)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_coupling_is_that_of_two_bottlenecks(first):
+    layer = ReversibleMBConv(7, se_ratio=0.5, first=first)
     x = batch(2, 5, 5, 7)
     layer(x)
     reference.randomize(layer)
@@ -88,7 +111,9 @@ def test_stochastic_depth_drops_whole_examples():
 def test_settings_survive_a_round_trip():
     block = ConvNeXtBlock(5, 2, 0.1, 0.2, "channels_first")
     conv = DepthwiseConv3D(5, 2, False, "channels_first", "ones")
-    for layer in (block, conv):
+    mb_conv = MBConv(4, 3, 2, padding="symmetric")
+    coupling = ReversibleMBConv(7, 5, first=2)
+    for layer in (block, conv, mb_conv, coupling):
         config = layer.get_config()
         again = type(layer).from_config(config)
         assert again.get_config() == config

@@ -32,6 +32,8 @@ def f(width=4):
 COUPLINGS = {
     "additive": lambda: AdditiveCoupling(f(), f()),
     "half step": lambda: AdditiveCoupling(f()),
+    "additive, second first": lambda: AdditiveCoupling(f(), f(), first=2),
+    "half step, second first": lambda: AdditiveCoupling(f(), first=2),
     "affine": lambda: AffineCoupling(f(8), f(8)),
     "momentum": lambda: MomentumCoupling(f(), 0.7),
     "own": lambda: Rotation(f()),
@@ -101,6 +103,15 @@ def test_gradient_equals_finite_differences(coupling, float64, monkeypatch):
         np.testing.assert_allclose(
             slope / (2 * epsilon), np.sum(d * direction), rtol=1e-6, atol=1e-8
         )
+
+
+def test_the_second_stream_is_updated_first():
+    coupling = AdditiveCoupling(f(3), f(5), first=2)
+    x1, x2 = batch(6, 5), batch(6, 3)
+    y1, y2 = coupling([x1, x2])
+    found = to_numpy([y1, y2, coupling.f(x1), coupling.g(y2)])
+    np.testing.assert_allclose(found[0], x1 + found[3], atol=1e-6)
+    np.testing.assert_allclose(found[1], x2 + found[2], atol=1e-6)
 
 
 def test_affine_coupling_computes_its_equations():

@@ -169,6 +169,26 @@ def test_two_by_two_pixels_shuffled_by_hand():
     np.testing.assert_array_equal(y.ravel(), [0, 2, 4, 6, 1, 3, 5, 7])
 
 
+@each_format
+@each_kind
+def test_windows_before_channels_are_the_same_numbers_in_another_order(
+    kind, data_format
+):
+    x = image((4, 6), 3, data_format)
+    usual = down(2, kind=kind, data_format=data_format)
+    pool = down(2, kind=kind, data_format=data_format, order="windows")
+    back = up(2, kind=kind, data_format=data_format, order="windows")
+    for layer in (usual, pool):
+        with_random_kernel(layer, x.shape)
+    y = array(pool(x))
+    with_random_kernel(back, y.shape)
+    close(array(pool.inverse(y)), x, 5e-6)
+    close(array(back(y)), x, 5e-6)
+    axis = -1 if data_format == "channels_last" else 1
+    order = np.arange(12).reshape(3, 4).T.ravel()  # c * 4 + k at k * 3 + c
+    close(y, np.take(array(usual(x)), order, axis), 5e-6)
+
+
 def test_haar_of_two_by_two_pixels_by_hand():
     y = down(2)(np.array([1.0, 2, 3, 5]).reshape(1, 2, 2, 1))
     close(array(y).ravel(), [5.5, -1.5, -2.5, 0.5])

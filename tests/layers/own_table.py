@@ -4,5 +4,6 @@ from tests.layers.own.adaptation import ADAPTATION
 from tests.layers.own.binary import BINARY
 from tests.layers.own.heads import HEADS
 from tests.layers.own.normalization import NORMALIZATION
+from tests.layers.own.weights import WEIGHTS
 
-OWN = {**NORMALIZATION, **BINARY, **ADAPTATION, **HEADS}
+OWN = {**NORMALIZATION, **BINARY, **ADAPTATION, **WEIGHTS, **HEADS}

@@ -173,6 +173,7 @@ def masked(reversible):
             use_rope=True,
             dropout=0.2,
             activation="tanh",
+            drop_rate=0.3,
             cross_attention=True,
         )
         for _ in range(2)
@@ -196,9 +197,30 @@ def test_gradients_equal_those_of_the_plain_twin():
         results.append(gradients(model, inputs, LAST))
     for ours, theirs in zip(*results):
         assert max(relative_errors(ours, theirs)) < 1e-4
-    # The bias of the keys alone moves all scores of a query alike.
+    # The bias of the keys alone moves all scores of a query alike. And what
+    # is dropped for both sequences has no gradient.
     moved = [np.linalg.norm(d) > 1e-4 for d in results[1][2]]
-    assert sum(moved) >= len(moved) - 4 and len(moved) == 2 * 26
+    assert sum(moved) >= len(moved) / 2 and len(moved) == 2 * 26
+
+
+def test_stochastic_depth_drops_whole_sequences():
+    """Of each function by itself, and what is left is scaled up."""
+    block = ReversibleTransformerDecoder(
+        12, 2, drop_rate=0.5, cross_attention=True
+    )
+    x, context = batch(40, 3, 8), batch(40, 2, 8)
+    block([x, x], context=context)
+    fill(block)
+    for function in (
+        lambda **how: block.attention(x, **how),
+        lambda **how: block.cross_attention(x, context, **how),
+        lambda **how: block.feed_forward(x, **how),
+    ):
+        whole, some = to_numpy([function(), function(training=True)])
+        dropped = np.all(some == 0, axis=(1, 2))
+        assert 5 < dropped.sum() < 35
+        kept = ~dropped[:, None, None]
+        np.testing.assert_allclose(some, 2 * kept * whole, rtol=1e-5)
 
 
 def test_later_positions_do_not_reach_earlier_ones():
@@ -242,7 +264,9 @@ def test_precision_of_functions_survives_saving(tmp_path):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_config_round_trip(options):
     kind, arguments = options
-    block = kind(12, 4, dropout=0.1, activation="relu", **arguments)
+    block = kind(
+        12, 4, dropout=0.1, activation="relu", drop_rate=0.2, **arguments
+    )
     again = kind.from_config(block.get_config())
     assert again.get_config() == block.get_config()
     assert block.get_config()["activation"] == "relu"

@@ -48,8 +48,9 @@ def gelu_reference(block):
     return reference
 
 
-def test_vit_computes_what_numpy_does():
-    model = vit(classifier_activation=None)
+@pytest.mark.parametrize("pool_first", [False, True])
+def test_vit_computes_what_numpy_does(pool_first):
+    model = vit(classifier_activation=None, pool_first=pool_first)
     fill(model)
     images = batch(2, 4, 6, 3)
     kernel, bias = to_numpy(model.get_layer("patches").weights)
@@ -59,7 +60,10 @@ def test_vit_computes_what_numpy_does():
     for block in model.get_layer("blocks").blocks:
         x1, x2 = gelu_reference(block)(x1, x2, np.ones((2, 6, 6), "bool"))
     x = np.concatenate([x1, x2], axis=-1)
-    x = Reference(None).norm(model.get_layer("norm"), x).mean(1)
+    norm = model.get_layer("norm")
+    x = x.mean(1) if pool_first else x
+    x = Reference(None).norm(norm, x)
+    x = x if pool_first else x.mean(1)
     expected = Reference(None).dense(model.get_layer("predictions"), x)
     y = model.predict(images, verbose=0)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
@@ -194,6 +198,12 @@ def test_weights_serve_both_twins_and_a_clone(tmp_path):
     np.testing.assert_array_equal(
         clone.predict(TOKENS, verbose=0), model.predict(TOKENS, verbose=0)
     )
+
+
+def test_stochastic_depth_of_a_vit_grows_with_depth():
+    blocks = vit(depth=3, drop_rate=0.2).get_layer("blocks").blocks
+    np.testing.assert_allclose([b.drop_rate for b in blocks], [0, 0.1, 0.2])
+    assert all(b.layer_norm_epsilon == 1e-6 for b in blocks)
 
 
 @pytest.mark.parametrize("pooling", [None, "avg", "max"])

@@ -76,6 +76,7 @@ FORWARD = {
     "ReversibleUNet of images": ("ReversibleUNet", {"rank": 2}),
     "maps of RevBiFPN": ("RevBiFPN", {"include_top": False, "extra_silos": 1}),
     "maps of RevCol": ("RevCol", {"include_top": False}),
+    "RevBiFPN as in Keras": ("RevBiFPN", {"layout": "keras"}),
 }
 NUMPY = {
     "RevBiFPN": reference.rev_bifpn,
@@ -288,6 +289,39 @@ def test_stochastic_depth_grows_with_depth():
         np.testing.assert_allclose(rates, [0.0, 0.1, 0.2])
 
 
+@pytest.mark.parametrize("classes", [1000, 1001])
+def test_decoders_paint_what_numpy_does(classes):
+    model = build(
+        "RevCol",
+        4,
+        intermediate_supervision=True,
+        classes=classes,
+        input_shape=(None, None, 3),
+    )
+    x = model.get_layer("columns_1").output[-1]
+    painter = keras.Model(x, model.output["image_1"])
+    reference.randomize(painter)
+    x = batch(2, 3, 4, 6)
+    image = painter.predict(x, verbose=0)
+    assert image.shape == (2, 24, 32, 3)
+    expected = reference.decoder(painter, x)
+    np.testing.assert_allclose(image, expected, rtol=2e-3, atol=1e-3)
+
+
+@once  # other tests of JAX draw by NumPy
+def test_first_values_of_a_classifier_are_scaled():
+    for scale, expected in ((1.0, 0.02), (0.01, 2e-4)):
+        model = build("RevCol", classes=400, head_init_scale=scale)
+        (dense,) = (m for m in model.layers if type(m).__name__ == "Dense")
+        deviation = np.std(to_numpy([dense.kernel])[0])
+        np.testing.assert_allclose(deviation, expected, rtol=0.1)
+    model = build("RevBiFPN", classes=400)
+    kernel = to_numpy([model.get_layer("logits").kernel])[0]
+    bound = len(kernel) ** -0.5
+    np.testing.assert_allclose(np.abs(kernel).max(), bound, rtol=0.02)
+    np.testing.assert_allclose(np.std(kernel), bound / 3**0.5, rtol=0.05)
+
+
 def test_intermediate_supervision_adds_heads_and_pictures():
     model = build("RevCol", 4, intermediate_supervision=True)
     x = images(model)
@@ -298,11 +332,11 @@ def test_intermediate_supervision_adds_heads_and_pictures():
     losses = {k: "sparse_categorical_crossentropy" for k in classes}
     logits = keras.losses.BinaryCrossentropy(from_logits=True)
     losses.update(dict.fromkeys(pictures, logits))
-    weights = {f"image_{k}": 3 * (1 - k / 4) for k in (1, 2, 3)}
+    weights = {f"image_{k}": 3 * (1 - (k - 1) / 3) for k in (1, 2, 3)}
     weights.update({f"class_{k}": 0.7 * k / 4 for k in (1, 2, 3)}, class_4=1.0)
     model.compile("adam", losses, loss_weights=weights, **fit_mode(MODES[0]))
     targets = {k: np.arange(4) % 3 for k in classes}
-    targets.update(dict.fromkeys(pictures, np.clip(x, 0, 1)))
+    targets.update(dict.fromkeys(pictures, np.clip(x, 0.01, 0.99)))
     before = to_numpy(model.trainable_variables)
     history = model.fit(x, targets, verbose=0).history
     assert np.isfinite(history["loss"][0])
@@ -355,3 +389,7 @@ def test_bad_arguments_are_refused():
         MBConv(4, rank=1)
     with pytest.raises(ValueError, match="`normalization` must be one of"):
         MBConv(4, normalization="layer")
+    with pytest.raises(ValueError, match="`layout` must be one of"):
+        rev_bifpn(layout="torch")
+    with pytest.raises(ValueError, match="an odd `kernel_size`"):
+        MBConv(4, 2, padding="symmetric")

@@ -28,7 +28,7 @@ def randomize(model, seed=0):
                 v.assign(rng.uniform(0.5, 1.5, v.shape))
 
 
-def windows(x, size, strides):
+def windows(x, size, strides, symmetric=False):
     """`(batch, *grid, channels, *window)`, zeros around as by "same"."""
     axes = range(1, x.ndim - 1)
     pads = [(0, 0)] * x.ndim
@@ -36,6 +36,8 @@ def windows(x, size, strides):
         n = x.shape[axis]
         total = max((-(-n // strides) - 1) * strides + size - n, 0)
         pads[axis] = (total // 2, total - total // 2)
+        if symmetric:
+            pads[axis] = (size // 2, size // 2)
     view = sliding_window_view(np.pad(x, pads), (size,) * len(axes), axes)
     return view[(slice(None), *[slice(None, None, strides)] * len(axes))]
 
@@ -49,12 +51,12 @@ def conv(layer, x):
     return y + value(layer.bias) if layer.use_bias else y
 
 
-def depthwise(layer, x):
+def depthwise(layer, x, symmetric=False):
     kernel = value(layer.kernel)[..., 0]
     rank = kernel.ndim - 1
     strides = layer.strides
     strides = strides if isinstance(strides, int) else strides[0]
-    view = windows(x, kernel.shape[0], strides)
+    view = windows(x, kernel.shape[0], strides, symmetric)
     axes = tuple(range(-rank, 0))
     y = (view * np.moveaxis(kernel, -1, 0)).sum(axes)
     return y + value(layer.bias) if layer.use_bias else y
@@ -117,6 +119,8 @@ def enlarge(x, factor, kind):
             x = np.repeat(x, factor, axis)
             continue
         at = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1)
+        if kind == "aligned":
+            at = np.linspace(0, n - 1, n * factor)
         matrix = np.maximum(1 - np.abs(at[:, None] - np.arange(n)), 0)
         x = np.moveaxis(np.tensordot(matrix, x, (1, axis)), 0, axis)
     return x
@@ -125,7 +129,8 @@ def enlarge(x, factor, kind):
 def mb_conv(layer, x):
     if layer.expansion != 1:
         x = hard_silu(norm(layer.expand_norm, conv(layer.expand, x)))
-    x = hard_silu(norm(layer.depthwise_norm, depthwise(layer.depthwise, x)))
+    x = depthwise(layer.depthwise, x, layer.padding == "symmetric")
+    x = hard_silu(norm(layer.depthwise_norm, x))
     if layer.se_ratio:
         gate = hard_silu(dense(layer.squeeze, mean(x)))
         gate = hard_sigmoid(dense(layer.excite, gate))
@@ -144,6 +149,9 @@ def transform(layer, x):
 def couple(block, x):
     half = x.shape[-1] // 2
     x1, x2 = x[..., :half], x[..., half:]
+    if block.first == 2:
+        y2 = x2 + mb_conv(block.f, x1)
+        return np.concatenate([x1 + mb_conv(block.g, y2), y2], -1)
     y1 = x1 + mb_conv(block.f, x2)
     return np.concatenate([y1, x2 + mb_conv(block.g, y1)], -1)
 
@@ -167,7 +175,9 @@ def rev_bifpn(model, x):
     channels = run.blocks[0].blocks[0].filters // 16
     x = np.concatenate([x] * (channels // 3 + 1), -1)[..., :channels]
     b, h, w, c = x.shape
-    x = x.reshape(b, h // 4, 4, w // 4, 4, c).transpose(0, 1, 3, 5, 2, 4)
+    (stem,) = (m for m in model.layers if "Downsampling" in type(m).__name__)
+    order = (5, 2, 4) if stem.order == "channels" else (2, 4, 5)
+    x = x.reshape(b, h // 4, 4, w // 4, 4, c).transpose(0, 1, 3, *order)
     maps = [x.reshape(b, h // 4, w // 4, c * 16)]
     for block in run.blocks:
         if isinstance(block, ReversibleParallel):
@@ -189,6 +199,28 @@ def rev_bifpn(model, x):
     return softmax(dense(kinds["Dense"], mean(hard_silu(x))))
 
 
+def decoder(model, x):
+    """What paints an image of two levels again."""
+    convs = [m for m in model.layers if type(m).__name__ == "Conv2D"]
+    kinds = {type(layer).__name__: layer for layer in model.layers}
+    if len(convs) > 1:
+        x = gelu(norm(kinds["ChannelNormalization"], conv(convs[0], x)))
+        x = next_block(kinds["ConvNeXtBlock"], enlarge(x, 2, "aligned"))
+    else:
+        x = norm(kinds["ChannelNormalization"], x)
+    x = conv(convs[-1], x)
+    b, h, w, c = x.shape
+    n = round((c // 3) ** 0.5)
+    x = x.reshape(b, h, w, 3, n, n).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(b, h * n, w * n, 3)
+
+
+def next_block(block, x):
+    y = norm(block.norm, depthwise(block.depthwise, x))
+    y = conv(block.narrow, gelu(conv(block.widen, y)))
+    return x + value(block.scale) * y
+
+
 def level(layer, inputs):
     x, *above = inputs
     if layer.downsample:
@@ -197,9 +229,7 @@ def level(layer, inputs):
         y = norm(layer.up[2 * i + 1], conv(layer.up[2 * i], y))
         x = x + enlarge(y, factor, "nearest")
     for block in layer.blocks:
-        y = norm(block.norm, depthwise(block.depthwise, x))
-        y = conv(block.narrow, gelu(conv(block.widen, y)))
-        x = x + value(block.scale) * y
+        x = next_block(block, x)
     return x
 
 

@@ -28,6 +28,7 @@ OTHER = {
     "bucket_size": 128,
     "min_size": 100,
     "weight_rounding": "nearest",
+    "zero": True,
     "rounding": "nearest",
     "bias_correction": "full",
     "value_dtype": "float32",

@@ -14,6 +14,7 @@ from tests.optimizers.table import BACKEND
 from tests.optimizers.table import check_close
 from tests.optimizers.table import check_equal
 from tests.optimizers.table import normal
+from tests.optimizers.table import placed
 from tests.optimizers.table import stepper
 from tests.optimizers.table import to_numpy
 
@@ -22,19 +23,10 @@ NAMES += [f"block_{i}/{name}" for i in range(4) for name in ("kernel", "bias")]
 BLOCKS = [f"block_{i}" for i in range(4)]
 
 
-class Placed:
-    """What gives a variable a path."""
-
-    def __new__(cls, shape, path, seed, dtype="float32"):
-        *folders, name = path.split("/")
-        with keras.name_scope("/".join(folders)):
-            return keras.Variable(normal(*shape, seed=seed), dtype, name=name)
-
-
 def make_variables(dtype="float32", scale=1.0):
     shapes = [(3, 2)] + [(5, 5), (5,)] * 4
     return [
-        Placed(shape, path, i, dtype=dtype)
+        placed(shape, path, i, dtype=dtype)
         for i, (shape, path) in enumerate(zip(shapes, NAMES))
     ]
 
@@ -167,7 +159,7 @@ def test_state_is_that_of_the_slots():
     total = {}
     for moments in ("float32", "8bit"):
         variables = [
-            Placed(shape, path, 0) for shape, path in zip(shapes, NAMES[1:])
+            placed(shape, path, 0) for shape, path in zip(shapes, NAMES[1:])
         ]
         optimizer = LISA(
             0.1, blocks=BLOCKS, active_blocks=1, moments=moments, min_size=64

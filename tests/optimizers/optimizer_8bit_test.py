@@ -16,7 +16,6 @@ from keras_efficient.optimizers import Adam8bit
 from keras_efficient.optimizers import AdamW8bit
 from keras_efficient.optimizers import Lion8bit
 from keras_efficient.optimizers import SGD8bit
-from keras_efficient.optimizers.state_layout import scale_layout
 from tests.optimizers.table import ITEMSIZE
 from tests.optimizers.table import check_equal
 from tests.optimizers.table import normal
@@ -83,23 +82,6 @@ def test_state_shapes_and_dtypes():
         *(((64, 96), "uint8"), ((64, 3), "float16")),
         *(((64,), "float32"), ((64,), "float32")),
     ]
-
-
-@pytest.mark.skipif(
-    keras.config.backend() != "jax", reason="only JAX shards variables"
-)
-def test_scales_are_divided_as_their_parameter():
-    """But for the last axis; those of a flattened parameter are replicated."""
-    mesh = keras.distribution.DeviceMesh((1, 1), ("batch", "model"), ["cpu:0"])
-    layout_map = keras.distribution.LayoutMap(mesh)
-    layout_map["kernel"] = ("model", None)
-    distribution = keras.distribution.ModelParallel(layout_map=layout_map)
-    with distribution.scope():
-        axes = [
-            tuple(scale_layout(keras.Variable(ops.ones(s), name="kernel")).axes)
-            for s in ((64, 96), (64, 33))
-        ]
-    assert axes == [("model", None), (None,)]
 
 
 @each_class

@@ -1,5 +1,6 @@
 """The optimizers under test, one row each, and what their tests share."""
 
+import contextlib
 import functools
 from collections import namedtuple
 
@@ -57,6 +58,15 @@ def make(name, learning_rate=0.1, **options):
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def placed(shape, path, seed, dtype="float32"):
+    """Return a variable of random numbers that has a path."""
+    *folders, name = path.split("/")
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(keras.name_scope(folder))
+        return keras.Variable(normal(*shape, seed=seed), dtype, name=name)
 
 
 def make_variables(dtype="float32"):

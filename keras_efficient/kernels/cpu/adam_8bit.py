@@ -12,6 +12,7 @@ from keras_efficient.kernels.cpu.jit import jit
 from keras_efficient.kernels.cpu.traits import multiplies_and_adds_at_once
 from keras_efficient.kernels.cpu.weights import Rounding
 from keras_efficient.kernels.cpu.weights import correction_of
+from keras_efficient.kernels.cpu.weights import places_of
 from keras_efficient.kernels.cpu.weights import weight_noise
 from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
 from keras_efficient.kernels.ffi.tensors import reshape
@@ -44,6 +45,7 @@ def do_steps(rows, arguments):
             arguments.step,
             arguments.constants,
             row.seed,
+            places_of(row),
             np.float32(row.decay),
             arguments.weight_rounding == "stochastic",
             multiplies_and_adds_at_once(row.tensors),
@@ -77,6 +79,7 @@ def do_steps(rows, arguments):
         "step": "int32",
         "constants": "float32",
         "seed": "int32",
+        "places": "int32",
         "decay": "float32",
         "is_random": "bool",
         "fused": "bool",
@@ -97,6 +100,7 @@ def adam_8bit(
     step,
     constants,
     seed,
+    places,
     decay,
     is_random,
     fused,
@@ -116,6 +120,8 @@ def adam_8bit(
             1 - beta_1^step, `velocity_bias`, 1 - beta_2^step, and `step`.
         constants: As in `Adam8bitArguments`.
         seed: int32 for the noise.
+        places: int32 vector, of a shard: the places of its groups in the whole
+            parameter; empty for one after another.
         decay: Of weights in bfloat16, float32.
         is_random: Whether weights in bfloat16 are rounded at random, where
             they have no correction.
@@ -131,6 +137,7 @@ def adam_8bit(
         velocity_codes.reshape(-1),
         velocity_scale.reshape(-1),
         gradient.reshape(-1),
+        places,
     )
     scalars = momentum_bias[0], velocity_bias[0]
     noises = noise, weight_noise(step[0], seed[0])

@@ -97,7 +97,7 @@ def _take_parts(taken, table, likes, scalars, constants, choices):
     step, is_random = choices
     numbers = gather(momentum_bias, velocity_bias, constants, False)
     int8, uint8 = np.empty(0, np.int8), np.empty(0, np.uint8)
-    float16 = np.empty(0, np.uint16)
+    float16, places = np.empty(0, np.uint16), np.empty(0, np.int32)
     tensor, part, parts = take_part(taken, table, 0)
     while tensor < table.shape[0]:
         row = table[tensor]
@@ -111,6 +111,7 @@ def _take_parts(taken, table, likes, scalars, constants, choices):
             v_codes=array_at(row[4], size, uint8),
             v_scale=array_at(row[5], groups, float16),
             gradient=array_at(row[6], size, gradient),
+            places=places,
         )
         tiles, a_row, columns = divide(rows, columns, groups)
         noise = mix(step + mix(np.uint32(seed)))

@@ -26,7 +26,8 @@ _LARGEST_FLOAT16 = _F(65504)
 _SMALLEST_SCALE = _F(2.0**-48)
 _TO_NEAREST = np.int32(1 << 23)
 
-# The tensors of a parameter, as vectors. correction: empty for none.
+# The tensors of a parameter, as vectors. correction: empty for none; places:
+# of groups in the whole parameter, empty for one after another.
 Arrays = namedtuple(
     "Arrays",
     (
@@ -37,6 +38,7 @@ Arrays = namedtuple(
         "v_codes",
         "v_scale",
         "gradient",
+        "places",
     ),
 )
 
@@ -112,7 +114,9 @@ def run(first, last, a_row, columns, arrays, numbers, noise, rounding):
         for j in range(count):
             work[_M_GROUP + j] = largest_of_group(work, _M // GROUP_SIZE + j)
             work[_V_GROUP + j] = largest_of_group(work, _V // GROUP_SIZE + j)
-        _encode_scales(m_scales, v_scales, work, np.uint32(group + noise))
+        places = arrays.places[group : group + count]
+        key = np.uint32(group + noise) if places.size == 0 else noise
+        _encode_scales(m_scales, v_scales, work, np.uint32(key), places)
         _fill_groups(work, count)
         _encode(m_codes, v_codes, work)
 
@@ -135,14 +139,15 @@ def _decode_scales(m_scale, v_scale, work):
 
 
 @jit
-def _encode_scales(m_scale, v_scale, work, noise):
+def _encode_scales(m_scale, v_scale, work, noise, places):
     for j in range(m_scale.size):
+        place = np.uint32(places[j]) if places.size else np.uint32(j)
         x = _root_of_scale(work[_M_GROUP + j])
         scale = round_to_float16(x, _TO_NEAREST)
         m_scale[j] = scale
         work[_M_GROUP + j] = _inverse(scale)
         x = _root_of_scale(work[_V_GROUP + j])
-        bits = mix(np.uint32(noise + np.uint32(j)))
+        bits = mix(np.uint32(noise + place))
         scale = round_to_float16(x, np.int32(bits >> np.uint32(8)))
         v_scale[j] = scale
         work[_V_GROUP + j] = _inverse(scale)

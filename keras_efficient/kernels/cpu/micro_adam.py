@@ -16,6 +16,7 @@ from keras_efficient.kernels.cpu.micro_adam_numbers import write_row
 from keras_efficient.kernels.cpu.traits import multiplies_and_adds_at_once
 from keras_efficient.kernels.cpu.weights import Rounding
 from keras_efficient.kernels.cpu.weights import correction_of
+from keras_efficient.kernels.cpu.weights import places_of
 from keras_efficient.kernels.cpu.weights import weight_noise
 from keras_efficient.kernels.ffi.numba_ffi import numba_ffi
 from keras_efficient.kernels.ffi.tensors import reshape
@@ -44,7 +45,7 @@ def do_steps(rows, arguments):
         parameter, correction, *state = micro_adam(
             reshape(row.parameter, matrix),
             reshape(correction_of(row), (matrix[0], -1)),
-            *row.state,
+            *map(_with_two_axes, row.state, (1, 1, None, 0, 0, 0, 0)),
             reshape(row.gradient, matrix),
             arguments.learning_rate,
             momentum_bias,
@@ -53,6 +54,7 @@ def do_steps(rows, arguments):
             arguments.constants,
             arguments.block_size,
             row.seed,
+            places_of(row),
             np.float32(row.decay),
             arguments.weight_rounding == "stochastic",
             arguments.is_stochastic,
@@ -60,8 +62,21 @@ def do_steps(rows, arguments):
             multiplies_and_adds_at_once(row.tensors),
         )
         corrections = [reshape(correction, shape) for _ in row.corrections]
+        state = [reshape(x, tuple(y.shape)) for x, y in zip(state, row.state)]
         results.append((reshape(parameter, shape), *corrections, *state))
     return results
+
+
+def _with_two_axes(x, first):
+    """Return state whose blocks have two axes at most, from `first` on.
+
+    For one and for two the kernel is compiled; XLA needs no copy for it.
+    """
+    shape = tuple(x.shape)
+    if first is None or len(shape) < first + 4:
+        return x
+    rows = math.prod(shape[first:-2])
+    return reshape(x, (*shape[:first], rows, *shape[-2:]))
 
 
 @numba_ffi(
@@ -94,6 +109,7 @@ def do_steps(rows, arguments):
         "constants": "float32",
         "block_size": "int32",
         "seed": "int32",
+        "places": "int32",
         "decay": "float32",
         "is_random": "bool",
         "is_stochastic": "bool",
@@ -120,6 +136,7 @@ def micro_adam(
     constants,
     block_size,
     seed,
+    places,
     decay,
     is_random,
     is_stochastic,
@@ -145,6 +162,8 @@ def micro_adam(
         constants: As in `MicroAdamArguments`.
         block_size: Integer.
         seed: int32 for the noise.
+        places: int32 vector, of a shard: the places of its blocks in the whole
+            parameter; empty for one after another.
         decay: Of weights in bfloat16, float32.
         is_random: Whether weights in bfloat16 are rounded at random, where
             they have no correction.
@@ -154,17 +173,19 @@ def micro_adam(
     """
     row, weights, sums = write_row(written, step[0], constants)
     noise = noise_key(step[0], seed[0], is_stochastic[0])
-    layout = np.int64(block_size[0]), codes.shape[1], row, noise
+    layout = np.int64(block_size[0]), codes.shape[-1], row, noise
+    entries = indices.shape[0], velocity.size, indices.shape[-1]
     arrays = (
         parameter.reshape(-1),
         correction.reshape(-1),
-        indices,
-        values,
+        indices.reshape(entries),
+        values.reshape(entries),
         codes.reshape(-1),
         low.reshape(-1),
         high.reshape(-1),
         velocity.reshape(-1),
         gradient.reshape(-1),
+        places,
     )
     scalars = momentum_bias[0], velocity_bias[0]
     choices = is_window[0], fused[0]

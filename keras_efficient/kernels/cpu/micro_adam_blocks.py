@@ -34,7 +34,8 @@ _REST, _NOISE, _U, _U_HELD = range(0, 4 * _SIZE, _SIZE)
 
 
 # The tensors of a parameter: matrices of one column, codes and what has the
-# shape of the parameter are vectors; the correction may be empty.
+# shape of the parameter are vectors; the correction may be empty, and so may
+# the places of blocks in the whole parameter, where they are in a row.
 Arrays = namedtuple(
     "Arrays",
     (
@@ -47,6 +48,7 @@ Arrays = namedtuple(
         "high",
         "velocity",
         "gradient",
+        "places",
     ),
 )
 
@@ -109,7 +111,8 @@ def step_blocks(
         row = layout.row
         _move(work, indices[row, block], values[row, block], spaces.largest)
         size = (last_bucket - first_bucket) * 2 * half
-        fill_noise(work, _NOISE, size, start, layout.noise)
+        place = np.int64(arrays.places[block]) if arrays.places.size else block
+        fill_noise(work, _NOISE, size, place * block_size, layout.noise)
         for j in range(first_bucket, last_bucket):
             at = (j - first_bucket) * 2 * half
             bytes_ = codes[j * half : (j + 1) * half]

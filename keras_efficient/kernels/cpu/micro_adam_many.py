@@ -203,4 +203,5 @@ def _arrays_at(row, likes, sizes):
         high=array_at(row[7], buckets, bfloat16),
         velocity=array_at(row[8], blocks, float32),
         gradient=array_at(row[9], size, likes.gradient),
+        places=np.empty(0, np.int32),
     )

@@ -15,6 +15,7 @@ from keras_efficient.kernels.cpu.group import fused_multiply_add
 from keras_efficient.kernels.cpu.group import mix
 from keras_efficient.kernels.cpu.group import to_bits
 from keras_efficient.kernels.cpu.jit import jit
+from keras_efficient.kernels.ffi.tensors import reshape
 
 _INFINITY = np.int32(0x7F80)  # of bfloat16
 _NAN = np.int32(0x7FC00000)  # of float32
@@ -33,6 +34,13 @@ def correction_of(row):
     if row.correction is None:
         return np.zeros((1, 0), "int8")
     return row.correction
+
+
+def places_of(row):
+    """Return the places of a row's blocks, or an empty vector."""
+    if row.places is None:
+        return np.zeros(0, "int32")
+    return reshape(row.places, (-1,))
 
 
 @jit

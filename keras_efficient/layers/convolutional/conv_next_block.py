@@ -82,7 +82,7 @@ class ConvNeXtBlock(keras.layers.Layer):
         wide[axis] = channels * self.expansion
         shared = {"dtype": self.dtype_policy}
         conv = {
-            "kernel_initializer": keras.initializers.TruncatedNormal(0, 0.02),
+            "kernel_initializer": keras.initializers.RandomNormal(0, 0.02),
             "data_format": self.data_format,
             **shared,
         }
@@ -98,9 +98,7 @@ class ConvNeXtBlock(keras.layers.Layer):
             self.depthwise = keras.layers.DepthwiseConv2D(
                 self.kernel_size,
                 padding="same",
-                depthwise_initializer=keras.initializers.TruncatedNormal(
-                    0, 0.02
-                ),
+                depthwise_initializer=keras.initializers.RandomNormal(0, 0.02),
                 data_format=self.data_format,
                 **shared,
             )

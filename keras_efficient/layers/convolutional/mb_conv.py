@@ -20,6 +20,9 @@ class MBConv(keras.layers.Layer):
     y = norm(conv1(v))
     ```
 
+    First values are those of RevBiFPN: normal, of variance `2 / (n k^rank)`
+    for n channels of the output, those of the depthwise kernel too.
+
     There is no skip connection: the block is meant for the additions of
     reversible layers, where `y` is added to another stream.
 
@@ -40,6 +43,10 @@ class MBConv(keras.layers.Layer):
         rank: Integer, `2` for images, `3` for volumes. Defaults to `2`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `None`, `keras.config.image_data_format()`.
+        padding: `"same"`, or `"symmetric"`, `(kernel_size - 1) / 2` zeros on
+            either side for any strides, as PyTorch models have it: for images
+            and odd sizes of kernels. The two differ for strides above 1.
+            Defaults to `"same"`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
@@ -52,7 +59,8 @@ class MBConv(keras.layers.Layer):
         rounded up.
 
     Raises:
-        ValueError: `rank` or `normalization` is none of its choices.
+        ValueError: `rank`, `normalization` or `padding` is none of its
+            choices, or `"symmetric"` gets an even kernel or volumes.
 
     Example:
 
@@ -78,18 +86,26 @@ class MBConv(keras.layers.Layer):
         activation="hard_silu",
         rank=2,
         data_format=None,
+        padding="same",
         **kwargs,
     ):
         super().__init__(**kwargs)
         for name, value, allowed in (
             ("rank", rank, (2, 3)),
             ("normalization", normalization, ("batch", "instance")),
+            ("padding", padding, ("same", "symmetric")),
         ):
             if value not in allowed:
                 raise ValueError(
                     f"`{name}` must be one of {allowed}. Received: "
                     f"{name}={value!r}"
                 )
+        if padding == "symmetric" and (rank == 3 or kernel_size % 2 == 0):
+            raise ValueError(
+                "`padding='symmetric'` is for `rank=2` and an odd "
+                f"`kernel_size`. Received: rank={rank}, "
+                f"kernel_size={kernel_size}. Use `padding='same'`."
+            )
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
@@ -100,6 +116,7 @@ class MBConv(keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.rank = rank
         self.data_format = data_format or keras.config.image_data_format()
+        self.padding = padding
         self.channel_axis = -1 if self.data_format == "channels_last" else 1
 
     def build(self, input_shape):
@@ -110,15 +127,25 @@ class MBConv(keras.layers.Layer):
         if self.expansion != 1:
             self.expand, shape = self._add(self._conv(inner), shape)
             self.expand_norm, _ = self._add(self._norm(), shape)
+        self.pad, padding = None, {"padding": "same"}
+        if self.padding == "symmetric" and self.strides > 1:
+            padding = {"padding": "valid"}
+            zeros = keras.layers.ZeroPadding2D(
+                self.kernel_size // 2,
+                data_format=self.data_format,
+                dtype=self.dtype_policy,
+            )
+            self.pad, shape = self._add(zeros, shape)
         self.depthwise, shape = self._add(
             DEPTHWISE_CONV[self.rank](
                 self.kernel_size,
                 strides=self.strides,
                 use_bias=False,
-                depthwise_initializer=_initializer(),
+                # Keras takes one channel for the output of a kernel.
+                depthwise_initializer=_initializer(2.0 / inner),
                 data_format=self.data_format,
                 dtype=self.dtype_policy,
-                **({"padding": "same"} if self.rank == 2 else {}),
+                **(padding if self.rank == 2 else {}),
             ),
             shape,
         )
@@ -141,6 +168,8 @@ class MBConv(keras.layers.Layer):
         x = inputs
         if self.expand is not None:
             x = self.activation(self.expand_norm(self.expand(x)))
+        if self.pad is not None:
+            x = self.pad(x)
         x = self.activation(self.depthwise_norm(self.depthwise(x)))
         if self.se_ratio:
             x = x * self._gate(x)
@@ -200,7 +229,7 @@ class MBConv(keras.layers.Layer):
 
     def get_config(self):
         names = "filters kernel_size strides expansion se_ratio drop_rate"
-        names += " normalization rank data_format"
+        names += " normalization rank data_format padding"
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in names.split()},
@@ -208,7 +237,7 @@ class MBConv(keras.layers.Layer):
         }
 
 
-def _initializer():
+def _initializer(scale=2.0):
     return keras.initializers.VarianceScaling(
-        2.0, mode="fan_out", distribution="untruncated_normal"
+        scale, mode="fan_out", distribution="untruncated_normal"
     )

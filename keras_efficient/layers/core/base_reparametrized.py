@@ -107,6 +107,13 @@ class BaseReparametrized(keras.layers.Wrapper):
         return cls(**{**config, "layer": layer})
 
 
+def innermost(layer):
+    """Return the layer inside of all wrappers."""
+    while isinstance(layer, keras.layers.Wrapper):
+        layer = layer.layer
+    return layer
+
+
 def kernel_of(layer):
     """Return the variable that is the kernel of a built layer.
 
@@ -114,9 +121,7 @@ def kernel_of(layer):
         ValueError: There is none, or the layer computes with another tensor,
             as with LoRA or when it is quantized.
     """
-    inner = layer
-    while isinstance(inner, keras.layers.Wrapper):
-        inner = inner.layer
+    inner = innermost(layer)
     if getattr(inner, "lora_enabled", False):
         raise ValueError(
             f"Layer '{inner.name}' has LoRA, whose kernel is a sum. Wrap the "

@@ -138,10 +138,9 @@ class SparseNM(BaseReparametrized):
         )
 
     def transform_kernel(self, kernel, training):
-        steps = ops.convert_to_tensor(self.steps)
+        t = ops.cast(self.steps - self.dense_steps, "float32") * self.rate
         if training:
-            self.steps.assign(steps + 1)
-        t = ops.cast(steps - self.dense_steps, "float32") * self.rate
+            self.steps.assign(self.steps + 1)
         kept = self._kept(t) if self.method == "structure_decay" else self.n
         mask = group_mask(kernel, kept, self.m, self.axis)
         mask = ops.cast(mask, kernel.dtype)

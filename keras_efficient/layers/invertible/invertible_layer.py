@@ -16,6 +16,9 @@ class InvertibleLayer(keras.layers.Layer):
     from which `keras_efficient.metrics.OrthonormalityError` is measured.
     """
 
+    # Whether `inverse(call(x))` is x, whatever the variables are.
+    has_exact_inverse = False
+
     def inverse(self, outputs):
         """Map outputs back to inputs, with the variables of the layer.
 

@@ -56,6 +56,8 @@ class InvertibleLeakyReLU(InvertibleLayer):
         - [Teng and Choromanska, 2019](https://arxiv.org/abs/1802.06869)
     """
 
+    has_exact_inverse = True
+
     def __init__(
         self,
         positive_slope=2.0,

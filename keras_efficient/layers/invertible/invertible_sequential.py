@@ -60,6 +60,9 @@ class InvertibleSequential(InvertibleLayer):
                     f"{layer} (of type {type(layer)})"
                 )
         self.layers = layers
+        self.has_exact_inverse = all(
+            getattr(layer, "has_exact_inverse", True) for layer in layers
+        )
 
     def build(self, input_shape):
         for layer in self.layers:

@@ -23,7 +23,8 @@ class AdditiveCoupling(ReversibleLayer):
     Keras layers; they need not be invertible themselves. Dropout inside them
     drops the same units in the recomputation and BatchNormalization updates
     its statistics once a step. Without `g` the layer is the half step with a
-    swap, `y1 = x2, y2 = x1 + f(x2)`.
+    swap, `y1 = x2, y2 = x1 + f(x2)`. With `first=2` the streams change roles,
+    `y2 = x2 + f(x1), y1 = x1 + g(y2)`.
 
     The cost is one more evaluation of `f` and `g` a training step, a third of
     the time of a plain step. A single coupling keeps its output; many of
@@ -37,6 +38,8 @@ class AdditiveCoupling(ReversibleLayer):
         axis: Integer. The axis along which a single input tensor is split
             into two streams, the second larger by one if its size is odd.
             The half step takes even sizes only. Defaults to `-1`.
+        first: Integer, `1` or `2`: the stream to which is added first.
+            Defaults to `1`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
@@ -51,7 +54,8 @@ class AdditiveCoupling(ReversibleLayer):
 
     Raises:
         TypeError: `f` or `g` is not a Keras layer.
-        ValueError: the input cannot be split, or `f` or `g` does not return
+        ValueError: `first` is none of its choices, the input cannot be split,
+            or `f` or `g` does not return
             the shape of the stream to which it is added.
 
     Example:
@@ -72,35 +76,42 @@ class AdditiveCoupling(ReversibleLayer):
 
     additive = True
 
-    def __init__(self, f, g=None, axis=-1, **kwargs):
+    def __init__(self, f, g=None, axis=-1, first=1, **kwargs):
         super().__init__(axis=axis, **kwargs)
         check_sub_layers(f=f)
+        if first not in (1, 2):
+            raise ValueError(f"`first` must be 1 or 2. Received: first={first}")
         if g is not None:
             check_sub_layers(g=g)
         self.f = f
         self.g = g
+        self.first = first
+
+    def _order(self, streams):
+        """Put the stream first to which is added first, or put it back."""
+        return tuple(streams) if self.first == 1 else tuple(streams)[::-1]
 
     def build_sub_layers(self, shapes, shared):
-        first, second = pair(self, shapes, equal=self.g is None)
+        first, second = self._order(pair(self, shapes, self.g is None))
         build_sub_layer(self, "f", second, first, shared)
         if self.g is not None:
             build_sub_layer(self, "g", first, second, shared)
 
     def couple(self, streams, evaluate):
-        x1, x2 = streams
-        if self.g is None:
-            return x2, x1 + evaluate(self.f, x2)
+        x1, x2 = self._order(streams)
         y1 = x1 + evaluate(self.f, x2)
+        if self.g is None:
+            return self._order((x2, y1))
         y2 = x2 + evaluate(self.g, y1)
-        return y1, y2
+        return self._order((y1, y2))
 
     def uncouple(self, streams, evaluate):
-        y1, y2 = streams
+        y1, y2 = self._order(streams)
         if self.g is None:
-            return y2 - evaluate(self.f, y1), y1
+            return self._order((y2 - evaluate(self.f, y1), y1))
         x2 = y2 - evaluate(self.g, y1)
         x1 = y1 - evaluate(self.f, x2)
-        return x1, x2
+        return self._order((x1, x2))
 
     def pull_back(self, outputs, cotangents, vjp):
         """Reconstruct the inputs and pull the cotangents back to them.
@@ -113,18 +124,23 @@ class AdditiveCoupling(ReversibleLayer):
         half step:  dx1 = dy2,          dx2 = dy1 + J_f(x2)^T dy2
         ```
         """
-        (y1, y2), (d1, d2) = outputs, cotangents
+        (y1, y2), (d1, d2) = map(self._order, (outputs, cotangents))
         if self.g is None:
             value, pullback = vjp(self.f, y1)
-            return (y2 - value, y1), (d2, d1 + pullback(d2))
+            x, d = (y2 - value, y1), (d2, d1 + pullback(d2))
+            return self._order(x), self._order(d)
         value, pullback = vjp(self.g, y1)
         x2, d1 = y2 - value, d1 + pullback(d2)
         value, pullback = vjp(self.f, x2)
         x1, d2 = y1 - value, d2 + pullback(d1)
-        return (x1, x2), (d1, d2)
+        return self._order((x1, x2)), self._order((d1, d2))
 
     def get_config(self):
-        return {**super().get_config(), **sub_layer_config(f=self.f, g=self.g)}
+        return {
+            **super().get_config(),
+            **sub_layer_config(f=self.f, g=self.g),
+            "first": self.first,
+        }
 
     @classmethod
     def from_config(cls, config):

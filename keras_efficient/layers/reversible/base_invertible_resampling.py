@@ -4,7 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.layers.invertible.orthogonal import PARAMETRIZATIONS
+from keras_efficient.layers.invertible.orthogonal import first_weight
+from keras_efficient.layers.invertible.orthogonal import orthogonal
+from keras_efficient.layers.invertible.orthogonal import weight_shape
+
 KINDS = ("haar", "orthogonal", "pixel_shuffle")
+ORDERS = ("channels", "windows")
+STARTS = ("pixel_shuffle", "haar")
 
 
 class BaseInvertibleResampling(keras.layers.Layer):
@@ -18,9 +25,13 @@ class BaseInvertibleResampling(keras.layers.Layer):
     downsample:  y[c * sigma + k] = sum_j U[c, k, j] x[c, j]
     upsample:    x[c, j] = sum_k U[c, k, j] y[c * sigma + k]
     ```
+
+    With `order="windows"` what stands at `c * sigma + k` here stands at
+    `k * channels + c`.
     """
 
     rank = None
+    has_exact_inverse = True
 
     def __init__(
         self,
@@ -28,7 +39,10 @@ class BaseInvertibleResampling(keras.layers.Layer):
         kind="haar",
         padding="valid",
         data_format=None,
-        kernel_initializer="zeros",
+        kernel_initializer=None,
+        order="channels",
+        parametrization="cayley",
+        start="pixel_shuffle",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -38,6 +52,9 @@ class BaseInvertibleResampling(keras.layers.Layer):
             ("kind", kind, KINDS),
             ("padding", padding, ("same", "valid")),
             ("data_format", data_format, ("channels_first", "channels_last")),
+            ("order", order, ORDERS),
+            ("parametrization", parametrization, PARAMETRIZATIONS),
+            ("start", start, STARTS),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -48,14 +65,19 @@ class BaseInvertibleResampling(keras.layers.Layer):
         self.kind = kind
         self.padding = padding
         self.data_format = data_format
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or first_weight(parametrization)
+        )
+        self.parametrization = parametrization
+        self.start = start
+        self.order = order
         self.sigma = int(np.prod(self.pool_size))
         self.kernel = None
-        if kind == "haar" and any(n & (n - 1) for n in self.pool_size):
+        if "haar" in (kind, start) and any(n & (n - 1) for n in self.pool_size):
             raise ValueError(
-                "`kind='haar'` needs a `pool_size` of powers of two. "
-                f"Received: pool_size={pool_size}. Use 'pixel_shuffle' or "
-                "'orthogonal' for other sizes."
+                "`kind='haar'` and `start='haar'` need a `pool_size` of "
+                f"powers of two. Received: pool_size={pool_size}. Use "
+                "'pixel_shuffle' or 'orthogonal' for other sizes."
             )
 
     def add_kernel(self, channels):
@@ -63,7 +85,10 @@ class BaseInvertibleResampling(keras.layers.Layer):
             # Not autocast: the matrix would lose its orthogonality.
             self.kernel = self.add_weight(
                 name="kernel",
-                shape=(channels, self.sigma, self.sigma),
+                shape=(
+                    channels,
+                    *weight_shape(self.sigma, self.parametrization),
+                ),
                 initializer=self.kernel_initializer,
                 autocast=False,
             )
@@ -80,6 +105,8 @@ class BaseInvertibleResampling(keras.layers.Layer):
         x = ops.transpose(x, self._window_axes())
         x = ops.reshape(x, self._shape(batch, grid, [channels, self.sigma]))
         x = self._mix(x, "j", "k")
+        if self.order == "windows":
+            x = self._swap(x)
         return ops.reshape(x, self._shape(batch, grid, [channels * self.sigma]))
 
     def upsample(self, x):
@@ -87,6 +114,9 @@ class BaseInvertibleResampling(keras.layers.Layer):
         self.upsampled_shape(x.shape)
         batch, grid, channels = self._parts(ops.shape(x))
         channels = channels // self.sigma
+        if self.order == "windows":
+            x = ops.reshape(x, self._shape(batch, grid, [self.sigma, channels]))
+            x = self._swap(x)
         x = ops.reshape(x, self._shape(batch, grid, [channels, self.sigma]))
         x = self._mix(x, "k", "j")
         window = [channels, *self.pool_size]
@@ -130,6 +160,9 @@ class BaseInvertibleResampling(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(
                 self.kernel_initializer
             ),
+            "order": self.order,
+            "parametrization": self.parametrization,
+            "start": self.start,
         }
         return {**super().get_config(), **config}
 
@@ -177,7 +210,10 @@ class BaseInvertibleResampling(keras.layers.Layer):
         if self.kind == "haar":
             matrix = haar_matrix(self.pool_size)
         else:
-            matrix = cayley(self.kernel)
+            matrix = orthogonal(self.kernel, self.parametrization)
+            if self.start == "haar":
+                haar = haar_matrix(self.pool_size)
+                matrix = ops.matmul(matrix, ops.cast(haar, matrix.dtype))
         matrix = ops.cast(matrix, self.compute_dtype)
         indices = "ckj"[-len(matrix.shape) :]
         if self.data_format == "channels_last":
@@ -185,6 +221,11 @@ class BaseInvertibleResampling(keras.layers.Layer):
         else:
             equation = f"bc{old}...,{indices}->bc{new}..."
         return ops.einsum(equation, x, matrix)
+
+    def _swap(self, x):
+        """Swap the axes of channels and of windows."""
+        last = self.data_format == "channels_last"
+        return ops.swapaxes(x, *((-2, -1) if last else (1, 2)))
 
     def _window_axes(self):
         """Return the order of axes with those of a window behind channels."""
@@ -244,13 +285,3 @@ def haar_matrix(pool_size):
             axis = np.concatenate([rough, fine]) / np.sqrt(2)
         matrix = np.kron(matrix, axis)
     return matrix
-
-
-def cayley(weight):
-    """Return `U = (I + A)^-1 (I - A)`, orthogonal since `A = W - W^T`."""
-    # No backend solves in half precision.
-    dtype = "float64" if weight.dtype == "float64" else "float32"
-    weight = ops.cast(weight, dtype)
-    a = weight - ops.transpose(weight, (0, 2, 1))
-    eye = ops.eye(weight.shape[-1], dtype=dtype)
-    return ops.solve(eye + a, eye - a)

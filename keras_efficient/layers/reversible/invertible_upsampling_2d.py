@@ -36,8 +36,17 @@ class InvertibleUpsampling2D(BaseInvertibleUpsampling):
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `None`, `keras.config.image_data_format()`.
         kernel_initializer: Initializer of W, of shape
-            `(channels, sigma, sigma)`, for `kind="orthogonal"`. Defaults to
-            `"zeros"`, from which U = I.
+            `(channels, sigma, sigma)`, for `kind="orthogonal"`. Defaults
+            to `None`, with which U is the `start`.
+        order: Order of the channels of small images: `"channels"` as above,
+            or `"windows"`, `k * channels + c`, as in `tf.nn.space_to_depth`
+            and in i-RevNet. Defaults to `"channels"`.
+        parametrization: Of a learned U: `"cayley"`, or `"householder"`, a
+            product of sigma reflections, see
+            `keras_efficient.layers.OrthogonalMixing`. Defaults to `"cayley"`.
+        start: Of a learned U: what is multiplied by it, and so what it starts
+            from, `"pixel_shuffle"` or `"haar"`. Defaults to
+            `"pixel_shuffle"`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:

@@ -24,9 +24,10 @@ class ReversibleColumn(ReversibleLayer):
     first too, keeps `x` and N feature maps, however many columns there are.
 
     The scale `s` is learned, one number for each channel. Its absolute value
-    is kept at `epsilon` or above, at zero too, by a clamp that gradients pass
-    straight through. A rounding error grows by `1 / |s|` a column in the
-    reconstruction.
+    is kept at `epsilon` or above by a clamp that gradients pass straight
+    through. A scale of exactly 0 counts as `epsilon`, too: with 0 itself, as
+    in the authors' code, there would be no inverse. A rounding error grows by
+    `1 / |s|` a column in the reconstruction.
 
     Args:
         levels: List of N Keras layers. Each is called on a list of tensors,

@@ -250,7 +250,7 @@ class ReversibleLayer(keras.layers.Layer):
         shared = shared_arguments(inputs, context, mask, arguments)
         self._build_with_arguments(inputs, shared)
         if not isinstance(inputs, (list, tuple)):
-            return self.symbol(inputs.shape)
+            return self.symbol(self.compute_output_shape(tuple(inputs.shape)))
         shapes = self.compute_output_shape([tuple(x.shape) for x in inputs])
         return type(inputs)(map(self.symbol, shapes))
 

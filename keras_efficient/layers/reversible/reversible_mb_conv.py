@@ -31,6 +31,8 @@ class ReversibleMBConv(AdditiveCoupling):
         rank: Integer, `2` for images, `3` for volumes. Defaults to `2`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `None`, `keras.config.image_data_format()`.
+        first: Integer, `1` or `2`: the half to which is added first. Defaults
+            to `1`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`; `dtype`
             is that of the bottlenecks.
 
@@ -67,6 +69,7 @@ class ReversibleMBConv(AdditiveCoupling):
         activation="hard_silu",
         rank=2,
         data_format=None,
+        first=1,
         **kwargs,
     ):
         if filters < 2:
@@ -89,18 +92,23 @@ class ReversibleMBConv(AdditiveCoupling):
                 dtype=kwargs.get("dtype"),
             )
 
-        half = filters // 2
-        f, g = mb_conv(half), mb_conv(filters - half)
-        super().__init__(f, g, axis=f.channel_axis, **kwargs)
+        halves = filters // 2, filters - filters // 2
+        f, g = map(mb_conv, halves if first == 1 else halves[::-1])
+        super().__init__(f, g, f.channel_axis, first, **kwargs)
         self.filters = filters
 
     def get_config(self):
         inner = self.f.get_config()
-        for name in ("name", "trainable", "strides"):
+        for name in ("name", "trainable", "strides", "padding"):
             del inner[name]
         config = ReversibleLayer.get_config(self)
         del config["axis"]
-        return {**config, **inner, "filters": self.filters}
+        return {
+            **config,
+            **inner,
+            "filters": self.filters,
+            "first": self.first,
+        }
 
     @classmethod
     def from_config(cls, config):

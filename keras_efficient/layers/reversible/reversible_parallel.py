@@ -2,6 +2,8 @@ import keras
 
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
+from keras_efficient.layers.reversible.invertible_block import InvertibleBlock
+from keras_efficient.layers.reversible.invertible_block import as_blocks
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
 from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
@@ -17,8 +19,9 @@ class ReversibleParallel(ReversibleLayer):
     scales, between the `keras_efficient.layers.RevSilo` that mix them.
 
     Args:
-        blocks: List of reversible layers with the same `axis`, one for each
-            stream.
+        blocks: List of reversible layers with the same `axis`, or of layers
+            with an `inverse`, one for each stream; `None` leaves a stream
+            alone.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
@@ -29,7 +32,7 @@ class ReversibleParallel(ReversibleLayer):
         List of tensors of the same shapes.
 
     Raises:
-        TypeError: an entry of `blocks` is not a reversible layer.
+        TypeError: an entry of `blocks` has no inverse.
         ValueError: axes or dtypes differ, or there are not as many streams
             as blocks.
 
@@ -49,22 +52,19 @@ class ReversibleParallel(ReversibleLayer):
 
     def __init__(self, blocks, **kwargs):
         blocks = list(blocks)
-        for block in blocks:
-            if not isinstance(block, ReversibleLayer):
-                raise TypeError(
-                    "`blocks` must be reversible layers, such as "
-                    "`keras_efficient.layers.ReversibleMBConv(16)`. "
-                    f"Received: {block} (of type {type(block)})"
-                )
-        if len({block.axis for block in blocks}) != 1:
+        run = as_blocks([block for block in blocks if block is not None])
+        rest = iter(run)
+        blocks = [block if block is None else next(rest) for block in blocks]
+        axes = {block.axis for block in run}
+        if len(axes) != 1:
             raise ValueError(
                 "`blocks` must be one or more layers with the same `axis`. "
-                f"Received: axes {[block.axis for block in blocks]}"
+                f"Received: axes {sorted(axes)}"
             )
-        super().__init__(axis=blocks[0].axis, **kwargs)
-        check_stream_dtype(self, blocks)
+        super().__init__(axis=axes.pop(), **kwargs)
+        check_stream_dtype(self, run)
         self.blocks = blocks
-        couplings = [c for block in blocks for c in block.couplings()]
+        couplings = [c for block in run for c in block.couplings()]
         self.additive = all(c.additive for c in couplings)
         self.bijective = all(c.bijective for c in couplings)
 
@@ -77,39 +77,57 @@ class ReversibleParallel(ReversibleLayer):
             )
         later = context_shape or arguments_shape
         for block, shape in zip(self.blocks, inputs_shape):
-            build_block(block, tuple(shape), later)
+            if block is not None:
+                build_block(block, _shapes(block, tuple(shape)), later)
 
     def build_sub_layers(self, shapes, shared):
         for block, shape in zip(self.blocks, shapes):
-            block.build_sub_layers(block.stream_shapes(shape), shared)
+            if block is not None:
+                shapes = block.stream_shapes(_shapes(block, tuple(shape)))
+                block.build_sub_layers(shapes, shared)
 
     def couple(self, streams, evaluate):
         outputs = []
         for block, x in zip(self.blocks, streams, strict=True):
-            x = split(x, self.axis)
-            for coupling in block.couplings():
-                x = coupling.couple(x, evaluate)
-            outputs.append(join(x, self.axis))
+            if block is not None:
+                x = self._split(block, x)
+                for coupling in block.couplings():
+                    x = coupling.couple(x, evaluate)
+                x = join(x, self.axis)
+            outputs.append(x)
         return tuple(outputs)
 
     def uncouple(self, streams, evaluate):
         inputs = []
         for block, y in zip(self.blocks, streams, strict=True):
-            y = split(y, self.axis)
-            for coupling in reversed(block.couplings()):
-                y = coupling.uncouple(y, evaluate)
-            inputs.append(join(y, self.axis))
+            if block is not None:
+                y = self._split(block, y)
+                for coupling in reversed(block.couplings()):
+                    y = coupling.uncouple(y, evaluate)
+                y = join(y, self.axis)
+            inputs.append(y)
         return tuple(inputs)
 
     def pull_back(self, outputs, cotangents, vjp):
         inputs, d_inputs = [], []
         for block, y, d in zip(self.blocks, outputs, cotangents, strict=True):
-            y, d = split(y, self.axis), split(d, self.axis)
-            for coupling in reversed(block.couplings()):
-                y, d = coupling.pull_back(y, d, vjp)
-            inputs.append(join(y, self.axis))
-            d_inputs.append(join(d, self.axis))
+            if block is not None:
+                y, d = self._split(block, y), self._split(block, d)
+                for coupling in reversed(block.couplings()):
+                    y, d = coupling.pull_back(y, d, vjp)
+                y, d = join(y, self.axis), join(d, self.axis)
+            inputs.append(y)
+            d_inputs.append(d)
         return tuple(inputs), tuple(d_inputs)
+
+    def _split(self, block, x):
+        return (x,) if _is_alone(block) else split(x, self.axis)
+
+    def compute_output_shape(self, inputs_shape, context_shape=None):
+        return [
+            tuple(shape if block is None else block.compute_output_shape(shape))
+            for block, shape in zip(self.blocks, inputs_shape, strict=True)
+        ]
 
     def get_config(self):
         config = super().get_config()
@@ -121,3 +139,12 @@ class ReversibleParallel(ReversibleLayer):
     def from_config(cls, config):
         blocks = map(keras.saving.deserialize_keras_object, config["blocks"])
         return cls(**{**config, "blocks": list(blocks)})
+
+
+def _is_alone(block):
+    """Whether a block takes its stream as it is."""
+    return isinstance(block, InvertibleBlock)
+
+
+def _shapes(block, shape):
+    return [shape] if _is_alone(block) else shape

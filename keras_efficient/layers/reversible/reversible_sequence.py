@@ -1,8 +1,10 @@
 import keras
 
+from keras_efficient.layers.reversible.invertible_block import as_blocks
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
 from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
+from keras_efficient.layers.reversible.sub_layers import joined
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -19,7 +21,12 @@ class ReversibleSequence(ReversibleLayer):
 
     Args:
         blocks: List of reversible layers (couplings or further sequences)
-            with the same `axis`.
+            with the same `axis`, and of layers with a method `inverse`, which
+            run on both streams, joined along this axis: resampling such as
+            `InvertibleDownsampling2D`, `OrthogonalMixing`, activations.
+            (Where the inverse is an approximation, as that of
+            `InvertibleConv2D`, its inputs are kept.) So sizes can change
+            inside of a run.
         reversible: Boolean. Whether to recompute activations instead of
             storing them. It can also be set as an attribute, before the model
             is compiled. Defaults to `True`.
@@ -65,7 +72,7 @@ class ReversibleSequence(ReversibleLayer):
         One tensor or a list of streams, as the inputs.
 
     Raises:
-        TypeError: an entry of `blocks` is not a reversible layer.
+        TypeError: an entry of `blocks` has no inverse.
         ValueError: `blocks` is empty, their axes or dtypes differ, `check` is
             none of its choices, or `exact` is asked of blocks that multiply.
 
@@ -101,7 +108,7 @@ class ReversibleSequence(ReversibleLayer):
         check="warn",
         **kwargs,
     ):
-        blocks = list(blocks)
+        blocks = as_blocks(blocks)
         if check not in ("warn", "error", None):
             raise ValueError(
                 "`check` must be 'warn', 'error' or `None`. Received: "
@@ -129,10 +136,11 @@ class ReversibleSequence(ReversibleLayer):
             _check_identical(self.couplings())
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
-        self.stream_shapes(inputs_shape)
+        shapes = self.stream_shapes(inputs_shape)
         for block in self.blocks:
-            inputs_shape = block.compute_output_shape(inputs_shape)
-        return inputs_shape
+            shapes = block.compute_output_shape(shapes)
+        is_list = isinstance(inputs_shape[0], (list, tuple))
+        return shapes if is_list else joined(shapes, self.axis)
 
     def build_sub_layers(self, shapes, shared):
         for block in self.blocks:
@@ -161,13 +169,6 @@ class ReversibleSequence(ReversibleLayer):
 def _check_blocks(blocks, exact):
     if not blocks:
         raise ValueError("`blocks` must hold at least one layer.")
-    for block in blocks:
-        if not isinstance(block, ReversibleLayer):
-            raise TypeError(
-                "`blocks` must be reversible layers, such as "
-                "`keras_efficient.layers.AdditiveCoupling(f, g)`. Received: "
-                f"{block} (of type {type(block)})"
-            )
     if len({block.axis for block in blocks}) > 1:
         raise ValueError(
             "All `blocks` must split along the same `axis`. Received: axes "

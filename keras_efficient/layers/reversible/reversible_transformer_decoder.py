@@ -43,6 +43,7 @@ class ReversibleTransformerDecoder(TransformerBlock):
         dropout: Float in [0, 1). Defaults to `0.0`.
         activation: Of the inner dense layer. Defaults to `"gelu"`.
         layer_norm_epsilon: Float. Defaults to `1e-5`.
+        drop_rate: Float in [0, 1), see the encoder. Defaults to `0.0`.
         normalization: `"pre"`, `"post"` or `"peri"`: whether a function
             normalizes its input, what it adds to a stream, or both (Peri-LN,
             which bounds by how much a block changes a stream). The sum itself
@@ -98,7 +99,6 @@ class ReversibleTransformerDecoder(TransformerBlock):
             self.cross_attention = CrossAttention(
                 self.num_heads,
                 self.num_key_value_heads,
-                self.dropout,
                 **self.function_options(),
             )
 

@@ -39,6 +39,10 @@ class ReversibleTransformerEncoder(TransformerBlock):
         dropout: Float in [0, 1). Defaults to `0.0`.
         activation: Of the inner dense layer. Defaults to `"gelu"`.
         layer_norm_epsilon: Float. Defaults to `1e-5`.
+        drop_rate: Float in [0, 1), with which what a function adds to a
+            sequence is dropped as a whole in training (stochastic depth); the
+            rest is scaled up by `1 / (1 - drop_rate)`. Each function draws
+            on its own. Defaults to `0.0`.
         normalization: `"pre"`, `"post"` or `"peri"`: whether a function
             normalizes its input, what it adds to a stream, or both (Peri-LN,
             which bounds by how much a block changes a stream). The sum itself

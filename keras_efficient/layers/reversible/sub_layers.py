@@ -32,8 +32,15 @@ def check_stream_dtype(layer, blocks):
         )
 
 
-def split_shape(layer, shape):
-    """Return the shapes of the halves of a tensor along `layer.axis`."""
+def split_shape(layer, shape, size=None):
+    """Return the shapes of the parts of a tensor along `layer.axis`.
+
+    Args:
+        layer: A reversible layer.
+        shape: Tuple.
+        size: Integer, of the first part, or a float, its fraction; `None` is
+            a half.
+    """
     if not -len(shape) <= layer.axis < len(shape) or not (
         layer.axis % len(shape)
     ):
@@ -49,11 +56,36 @@ def split_shape(layer, shape):
             f"least 2. Received: input_shape={shape}. Fix the number of "
             "channels, or pass a list of two streams."
         )
-    half = shape[axis] // 2
+    if size is None:
+        first = shape[axis] // 2
+    else:
+        first = round(shape[axis] * size) if isinstance(size, float) else size
+    if not 0 < first < shape[axis]:
+        raise ValueError(
+            f"Layer '{layer.name}' splits {shape[axis]} channels into two "
+            f"parts, and none must be empty. Received: a first part of {size}"
+        )
     return [
-        (*shape[:axis], size, *shape[axis + 1 :])
-        for size in (half, shape[axis] - half)
+        (*shape[:axis], n, *shape[axis + 1 :])
+        for n in (first, shape[axis] - first)
     ]
+
+
+def shapes_of_list(layer, shapes):
+    """Return the shapes of streams; raise unless there is a list of them."""
+    if not (len(shapes) and isinstance(shapes[0], (list, tuple))):
+        raise ValueError(
+            f"Layer '{layer.name}' takes a list of streams. Received: one "
+            f"tensor of shape {tuple(shapes)}. Put it into a list."
+        )
+    return [tuple(shape) for shape in shapes]
+
+
+def joined(shapes, axis):
+    """Return the shape of streams of these shapes, joined along `axis`."""
+    shape = list(shapes[0])
+    shape[axis] = sum(other[axis] for other in shapes)
+    return tuple(shape)
 
 
 def pair(layer, shapes, equal=False):

@@ -37,6 +37,7 @@ class TransformerBlock(ReversibleLayer):
         dropout=0.0,
         activation="gelu",
         layer_norm_epsilon=1e-5,
+        drop_rate=0.0,
         normalization="pre",
         **kwargs,
     ):
@@ -62,19 +63,18 @@ class TransformerBlock(ReversibleLayer):
         self.dropout = dropout
         self.activation = keras.activations.get(activation)
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.drop_rate = drop_rate
         self.normalization = normalization
         self.attention = SelfAttention(
             num_heads,
             num_key_value_heads,
             use_rope,
             self.is_causal,
-            dropout,
             **self.function_options(),
         )
         self.feed_forward = FeedForward(
             intermediate_dim,
             self.activation,
-            dropout,
             **self.function_options(),
         )
 
@@ -83,6 +83,8 @@ class TransformerBlock(ReversibleLayer):
         return {
             "normalization": self.normalization,
             "epsilon": self.layer_norm_epsilon,
+            "dropout": self.dropout,
+            "drop_rate": self.drop_rate,
             "dtype": self.function_policy,
         }
 
@@ -133,5 +135,6 @@ class TransformerBlock(ReversibleLayer):
             "dropout": self.dropout,
             "activation": keras.activations.serialize(self.activation),
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "drop_rate": self.drop_rate,
             "normalization": self.normalization,
         }

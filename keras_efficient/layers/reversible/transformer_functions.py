@@ -22,11 +22,15 @@ class Normalized(layers.Layer):
     ```
     """
 
-    def __init__(self, normalization, epsilon, **kwargs):
+    def __init__(
+        self, normalization, epsilon, dropout, drop_rate=0.0, **kwargs
+    ):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.normalization = normalization
         self.epsilon = epsilon
+        self.rate = dropout
+        self.drop_rate = drop_rate
 
     def build(self, x_shape):
         self.norm = self.output_norm = layers.Identity()
@@ -34,6 +38,13 @@ class Normalized(layers.Layer):
             self.norm = self._layer_norm(x_shape)
         if self.normalization != "pre":
             self.output_norm = self._layer_norm(x_shape, "output_norm")
+        self.dropout = layers.Dropout(self.rate, dtype=self.dtype_policy)
+        self.drop = stochastic_depth(self.drop_rate, self.dtype_policy)
+
+    def finish(self, y, training):
+        """Return what is added to a stream."""
+        y = self.dropout(self.output_norm(y), training=training)
+        return self.drop(y, training=training)
 
     def _layer_norm(self, x_shape, name=None):
         norm = layers.LayerNormalization(
@@ -65,7 +76,6 @@ class SelfAttention(Normalized):
         num_key_value_heads,
         use_rope,
         is_causal,
-        dropout,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -73,7 +83,6 @@ class SelfAttention(Normalized):
         self.num_key_value_heads = num_key_value_heads
         self.use_rope = use_rope
         self.is_causal = is_causal
-        self.rate = dropout
 
     def build(self, x_shape):
         width = x_shape[-1]
@@ -91,7 +100,6 @@ class SelfAttention(Normalized):
         self.key = layers.Dense(groups, dtype=policy, name="key")
         self.value = layers.Dense(groups, dtype=policy, name="value")
         self.projection = layers.Dense(width, dtype=policy, name="projection")
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
         for layer in (self.query, self.key, self.value):
             layer.build(x_shape)
         self.projection.build(x_shape)
@@ -128,8 +136,7 @@ class SelfAttention(Normalized):
             flash_attention=keras.config.is_flash_attention_enabled(),
         )
         y = ops.reshape(y, ops.shape(x))
-        y = self.output_norm(self.projection(y))
-        y = self.dropout(y, training=training)
+        y = self.finish(self.projection(y), training)
         return y if cache is None else (y, cache)
 
     def compute_output_shape(self, x_shape):
@@ -145,11 +152,10 @@ class CrossAttention(Normalized):
             list of it and its padding mask, `(batch, source length)`.
     """
 
-    def __init__(self, num_heads, num_key_value_heads, dropout, **kwargs):
+    def __init__(self, num_heads, num_key_value_heads, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
-        self.rate = dropout
 
     def build(self, x_shape, context_shape=None):
         if context_shape is None:
@@ -169,7 +175,6 @@ class CrossAttention(Normalized):
             self.num_key_value_heads,
             dtype=policy,
         )
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
         self.attention.build(x_shape, source)
 
     def call(self, x, context=None, training=None):
@@ -178,7 +183,7 @@ class CrossAttention(Normalized):
             context, mask = context
             mask = ops.cast(mask, "bool")[:, None]
         y = self.attention(self.norm(x), context, attention_mask=mask)
-        return self.dropout(self.output_norm(y), training=training)
+        return self.finish(y, training)
 
 
 class PoolingFunction(Normalized):
@@ -220,11 +225,10 @@ class PoolingFunction(Normalized):
 class FeedForward(Normalized):
     """Apply two dense layers, the activation between them."""
 
-    def __init__(self, intermediate_dim, activation, dropout, **kwargs):
+    def __init__(self, intermediate_dim, activation, **kwargs):
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
         self.activation = activation
-        self.rate = dropout
 
     def build(self, x_shape):
         super().build(x_shape)
@@ -233,13 +237,12 @@ class FeedForward(Normalized):
             self.intermediate_dim, self.activation, dtype=policy
         )
         self.projection = layers.Dense(x_shape[-1], dtype=policy)
-        self.dropout = layers.Dropout(self.rate, dtype=policy)
         self.expansion.build(x_shape)
         self.projection.build((*x_shape[:-1], self.intermediate_dim))
 
     def call(self, x, training=None):
         y = self.projection(self.expansion(self.norm(x)))
-        return self.dropout(self.output_norm(y), training=training)
+        return self.finish(y, training)
 
     def compute_output_shape(self, x_shape):
         return x_shape
@@ -292,3 +295,8 @@ def seen(query, key, index):
     at = index + ops.arange(ops.shape(query)[1], dtype="int32")
     of = ops.arange(ops.shape(key)[1], dtype="int32")
     return (of <= at[:, None])[None, None]
+
+
+def stochastic_depth(rate, dtype):
+    """Return a layer that drops the whole of some sequences of a batch."""
+    return layers.Dropout(rate, (None, 1, 1), dtype=dtype)
