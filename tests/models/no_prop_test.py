@@ -90,7 +90,7 @@ def test_gradients_of_one_block_for_another_are_exactly_zero(recompute):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_it_learns(mode, tmp_path):
+def test_it_learns(mode, tmp_path, own_compile):
     model = network(norm=True)
     model.compile(
         keras.optimizers.Adam(0.02), metrics=["accuracy"], **fit_mode(mode)

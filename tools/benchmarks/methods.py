@@ -23,10 +23,13 @@ def add_arguments(parser):
 def main(options):
     for name in options.trial or TRIALS:
         rows = [TRIALS[name](seed) for seed in range(options.seeds)]
-        print(f"\n{name}: {TRIALS[name].__doc__}")
+        print(f"\n{name}: {TRIALS[name].__doc__}", flush=True)
         for contender in rows[0]:
             values = [row[contender] for row in rows]
             mean, deviation = np.mean(values), np.std(values)
             print(f"  {contender:<40} {mean:9.4f} +- {deviation:.4f}")
-            print("    " + json.dumps([round(float(v), 4) for v in values]))
+            print(
+                "    " + json.dumps([round(float(v), 4) for v in values]),
+                flush=True,
+            )
     return 0
