@@ -254,7 +254,7 @@ def block(inputs, size):
     x, z = keras.Input((inputs,)), keras.Input((size,))
     y = keras.layers.Concatenate()([x, z])
     for _ in range(2):
-        y = keras.layers.Dense(128, "relu")(y)
+        y = keras.layers.Dense(64, "relu")(y)
     return keras.Model([x, z], keras.layers.Dense(CLASSES)(y))
 
 
@@ -264,19 +264,18 @@ class Chain(keras.Model):
 
     def __init__(self, blocks):
         super().__init__()
-        self.blocks, self.embed = blocks, keras.layers.Dense(CLASSES)
-        self.out = keras.layers.Dense(CLASSES)
+        self.blocks = blocks
 
     def call(self, x):
         z = keras.ops.zeros_like(x[:, :CLASSES])
         for run in self.blocks:
-            z = self.embed(keras.ops.softmax(run([x, z])))
-        return self.out(z)
+            z = z + run([x, z])
+        return z
 
 
 @trial
 def no_prop(seed):
-    """Ten blocks, 30 epochs of the digits: test error, %; bytes kept."""
+    """Ten blocks, 60 epochs of the digits: test error, %; bytes kept."""
     (x, y), (x_test, y_test) = data()
     found = {}
     for name in ("back-propagation", "NoProp"):
@@ -289,15 +288,14 @@ def no_prop(seed):
             else:
                 model = Chain(blocks)
                 loss = keras.losses.SparseCategoricalCrossentropy(True)
-            model.compile(keras.optimizers.AdamW(1e-3, weight_decay=1e-3), loss)
+            model.compile(keras.optimizers.AdamW(3e-3, weight_decay=1e-3), loss)
+            epochs = 60 if steps == 10 else 1  # two blocks are for the bytes
             start = time.perf_counter()
-            model.fit(x, y, 128, epochs=30, verbose=0)
-            seconds = time.perf_counter() - start
-            found[f"{name}, {steps} blocks: error"] = error(
-                model, x_test, y_test
-            )
-            found[f"{name}, {steps} blocks: seconds"] = seconds
+            model.fit(x, y, 64, epochs=epochs, verbose=0)
             found[f"{name}, {steps} blocks: bytes"] = kept(model, x, y)
+            if steps == 10:
+                found[f"{name}: seconds"] = time.perf_counter() - start
+                found[f"{name}: error"] = error(model, x_test, y_test)
     return found
 
 
