@@ -11,6 +11,7 @@ from benchmarks import convergence
 from benchmarks import end_to_end
 from benchmarks import existing
 from benchmarks import existing_peaks
+from benchmarks import methods
 from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "end_to_end": end_to_end,
     "existing": existing,
     "existing_peaks": existing_peaks,
+    "methods": methods,
     "optimizers": optimizers,
     "published": published,
     "reversible": reversible,
