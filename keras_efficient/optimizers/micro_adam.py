@@ -9,6 +9,7 @@ from keras_efficient.ops.micro_adam_arguments import state_shapes
 from keras_efficient.ops.micro_adam_step import micro_adam_steps
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
+from keras_efficient.optimizers.micro_adam_options import check_options
 from keras_efficient.optimizers.micro_adam_state import BEFORE_BLOCKS
 from keras_efficient.optimizers.micro_adam_state import add_state
 from keras_efficient.optimizers.micro_adam_state import block_shards
@@ -17,7 +18,6 @@ from keras_efficient.optimizers.micro_adam_state import places_of_blocks
 from keras_efficient.optimizers.names import setting_of
 
 DENSITY = 0.01
-LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -170,50 +170,7 @@ class MicroAdam(CompressedOptimizer):
         self.rounding = rounding
         self.bias_correction = bias_correction
         self.value_dtype = value_dtype
-        self._validate()
-
-    def _validate(self):
-        self._check_decays("beta_1", "beta_2")
-        if not self.epsilon > 0:
-            raise ValueError(
-                "`epsilon` must be positive: the second moment of most "
-                f"entries is 0. Received: epsilon={self.epsilon}"
-            )
-        densities = self.density
-        if not isinstance(densities, dict):
-            densities = {None: densities}
-        if not all(0 <= density <= 1 for density in densities.values()):
-            raise ValueError(
-                "`density` must be in [0, 1]: it is the part of each gradient "
-                f"that enters the window. Received: density={self.density}"
-            )
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(
-                "`alpha` must be in [0, 1]: it is the part of the error "
-                f"feedback that is applied. Received: alpha={self.alpha}"
-            )
-        if not 1 <= self.window:
-            raise ValueError(
-                f"`window` must be at least 1. Received: window={self.window}"
-            )
-        self._check_bucket_size()
-        if not 0 < self.block_size <= LARGEST_BLOCK:
-            raise ValueError(
-                f"`block_size` must be from 1 to {LARGEST_BLOCK}, so that the "
-                "place of an entry fits its int16 index. Received: "
-                f"block_size={self.block_size}"
-            )
-        if self.block_size % self.bucket_size:
-            raise ValueError(
-                "`block_size` must be a multiple of `bucket_size`. Received: "
-                f"block_size={self.block_size}, "
-                f"bucket_size={self.bucket_size}"
-            )
-        self._check_choices(
-            rounding=("stochastic", "nearest"),
-            bias_correction=("window", "full"),
-            value_dtype=("bfloat16", "float32"),
-        )
+        check_options(self)
 
     def _add_compressed_state(self, variable):
         density = setting_of(self.density, variable, DENSITY)
