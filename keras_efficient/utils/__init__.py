@@ -1,3 +1,9 @@
+from keras_efficient.callbacks.average_weights import (
+    average_weights as average_weights,
+)
+from keras_efficient.callbacks.recompute_batch_norm import (
+    recompute_batch_norm as recompute_batch_norm,
+)
 from keras_efficient.conversion.to_tune_mode import to_tune_mode as to_tune_mode
 from keras_efficient.utils.adapt_batch_norm import (
     adapt_batch_norm as adapt_batch_norm,
@@ -21,6 +27,7 @@ from keras_efficient.utils.input_bases import input_bases as input_bases
 from keras_efficient.utils.item_difficulties import (
     item_difficulties as item_difficulties,
 )
+from keras_efficient.utils.layer_budgets import layer_budgets as layer_budgets
 from keras_efficient.utils.least_squares_stitch import (
     least_squares_stitch as least_squares_stitch,
 )
