@@ -73,16 +73,41 @@ def fit(make, scope, *callbacks, jit_compile=False, folder=None):
     return history.history["loss"]
 
 
-def attempt(*args, **options):
+def attempt(function, *args, **options):
     try:
-        return fit(*args, **options)
+        return function(*args, **options)
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:2000]
 
 
+def loop(make, index):
+    """Train in a loop; each process has half of a batch."""
+    with STRATEGY.scope():
+        model = make_model(make(1e-3))
+        model.optimizer.build(model.trainable_variables)
+
+    def step_replica(x):
+        with tf.GradientTape() as tape:
+            error = tf.square(model(x, training=True) - x[:, :8])
+            loss = tf.reduce_mean(error) / STRATEGY.num_replicas_in_sync
+        weights = [v.value for v in model.trainable_variables]
+        gradients = tape.gradient(loss, weights)
+        model.optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    @tf.function
+    def step(x):
+        losses = STRATEGY.run(step_replica, args=(x,))
+        return STRATEGY.reduce("SUM", losses, axis=None)
+
+    x = np.random.default_rng(0).normal(size=(32, 64)).astype("float32")
+    x = tf.constant(x[index::2])
+    return [float(step(x)) for _ in range(5)]
+
+
 def decisions(scope):
     bandit = BanditLearningRate([1e-4, 1e-3], steps_per_pull=1)
-    drop = AutoDrop(mode="window", window_steps=1, threshold=60)
+    drop = AutoDrop(mode="window", window_steps=1, threshold=180)
     fit(optimizers.Adam8bit, scope, bandit)
     fit(optimizers.Adam8bit, scope, drop)
     return [*bandit._memory["pulls"], *drop.drop_steps]
@@ -92,9 +117,9 @@ def mirrored(folder):
     one, two = contextlib.nullcontext, STRATEGY.scope
     found = {"replicas": STRATEGY.num_replicas_in_sync}
     for name, make in OPTIMIZERS.items():
-        found[name] = [fit(make, one), attempt(make, two)]
+        found[name] = [fit(make, one), attempt(fit, make, two)]
         if name != "Adam8bit":
-            found[f"{name} jit"] = attempt(make, two, jit_compile=True)
+            found[f"{name} jit"] = attempt(fit, make, two, jit_compile=True)
     with contextlib.suppress(Killed):
         fit(
             optimizers.MicroAdam,
@@ -145,8 +170,8 @@ def main(folder, index=None):
     if index is not None:
         found = {
             "replicas": STRATEGY.num_replicas_in_sync,
-            "losses": attempt(optimizers.MicroAdam, STRATEGY.scope),
-            "decisions": decisions(STRATEGY.scope),
+            "fit": attempt(fit, keras.optimizers.Adam, STRATEGY.scope),
+            "losses": attempt(loop, optimizers.MicroAdam, int(index)),
         }
         (folder / f"worker_{index}.json").write_text(json.dumps(found))
         return
