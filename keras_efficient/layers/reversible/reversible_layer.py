@@ -102,6 +102,8 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
     keeps_inputs = False
     # Whether it undoes another block.
     undoes = False
+    # Where one tensor is split: `None`, an integer or a fraction.
+    split = None
     # Whether all outputs follow from the inputs that `uncouple` gives.
     bijective = True
 
@@ -243,7 +245,7 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
         """List the shapes of the streams, given that of the input(s)."""
         if len(inputs_shape) and isinstance(inputs_shape[0], (list, tuple)):
             return [tuple(shape) for shape in inputs_shape]
-        return split_shape(self, tuple(inputs_shape))
+        return split_shape(self, tuple(inputs_shape), self.split)
 
     def symbol(self, shape):
         return keras.KerasTensor(shape, self.compute_dtype)

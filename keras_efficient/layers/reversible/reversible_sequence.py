@@ -1,5 +1,6 @@
 import keras
 
+from keras_efficient.layers.reversible.invertible_block import InvertibleBlock
 from keras_efficient.layers.reversible.invertible_block import as_blocks
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
@@ -116,6 +117,7 @@ class ReversibleSequence(ReversibleLayer):
             )
         _check_blocks(blocks, exact)
         super().__init__(axis=blocks[0].axis, **kwargs)
+        self.split = _split_of(blocks)
         check_stream_dtype(self, blocks)
         self.blocks = blocks
         self.reversible = reversible
@@ -183,6 +185,25 @@ def _check_blocks(blocks, exact):
             "as `AdditiveCoupling`: integers are added exactly, not "
             f"multiplied. Received: {inexact}"
         )
+
+
+def _split_of(blocks):
+    """Where the blocks split one tensor."""
+    splits = {block.split for block in blocks}
+    if len(splits) > 1 and any(
+        isinstance(c, InvertibleBlock) for b in blocks for c in b.couplings()
+    ):
+        raise ValueError(
+            "Layers that join the streams split them again into halves. "
+            f"Received: `split` of {splits - {None}} beside such layers. Use "
+            "couplings of halves."
+        )
+    if len(splits) > 1:
+        raise ValueError(
+            "All `blocks` must split one tensor at the same place. Received: "
+            f"`split` of {[block.split for block in blocks]}"
+        )
+    return splits.pop()
 
 
 def _check_identical(blocks):
