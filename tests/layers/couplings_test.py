@@ -163,6 +163,53 @@ def test_one_tensor_is_split_anywhere(axis):
     np.testing.assert_allclose(*to_numpy([coupling.inverse(y)]), x, atol=1e-4)
 
 
+class Scaled(layers.Layer):
+    def build(self, shape):
+        self.dense = layers.Dense(4, "tanh")
+        self.dense.build(shape)
+
+    def call(self, x, factor=None):
+        return self.dense(x) * factor
+
+
+def test_arguments_of_each_block_by_itself():
+    factors = [np.float32([[1.0, 2, 3, 4]]), np.float32([[0.5, -1, 2, 0.1]])]
+
+    def build(reversible):
+        keras.utils.set_random_seed(7)
+        inner = ReversibleSequence([AdditiveCoupling(Scaled(), Scaled())])
+        run = ReversibleSequence(
+            [AdditiveCoupling(Scaled()), inner], reversible
+        )
+        inputs = [keras.Input((8,)), *[keras.Input((4,)) for _ in range(2)]]
+        x, *own = inputs
+        own = [{"factor": factor} for factor in own]
+        return keras.Model(inputs, run(x, block_arguments=own)), run
+
+    x = [batch(3, 8), *[np.repeat(f, 3, 0) for f in factors]]
+    (model, run), (plain, _) = build(True), build(False)
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x)):
+        assert max(relative_errors(ours, theirs)) < 1e-5
+        assert all(np.any(d != 0) for d in theirs)
+    first, second = run.blocks
+    x1, x2 = x[0][:, :4], x[0][:, 4:]
+    x1, x2 = x2, x1 + to_numpy([first.f.dense(x2)])[0] * factors[0]
+    coupling = second.blocks[0]
+    y1 = x1 + to_numpy([coupling.f.dense(x2)])[0] * factors[1]
+    y2 = x2 + to_numpy([coupling.g.dense(y1)])[0] * factors[1]
+    (y,) = to_numpy([model(x)])
+    np.testing.assert_allclose(y, np.concatenate([y1, y2], 1), atol=1e-5)
+    own = [{"factor": factor} for factor in factors]
+    again = to_numpy([run.inverse(y, block_arguments=own)])[0]
+    np.testing.assert_allclose(again, x[0], atol=1e-5)
+    with pytest.raises(ValueError, match="for each of the 2 blocks"):
+        run(x[0], block_arguments=own[:1])
+    with pytest.raises(ValueError, match="has a call argument of the name"):
+        run(x[0], block_arguments=[own[0], {"other": 1}])
+    with pytest.raises(ValueError, match="has a call argument of the"):
+        first(x[0], block_arguments=own)
+
+
 def test_half_steps_of_unequal_streams():
     """They change places at each step; gradients are those of the twin."""
     widths = (5, 2, 5)  # of what is added: the first stream in each step

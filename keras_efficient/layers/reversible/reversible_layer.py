@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.autodiff.capture import BLOCK_ARGUMENTS
 from keras_efficient.autodiff.capture import accepted
 from keras_efficient.autodiff.plain_run import evaluator
 from keras_efficient.autodiff.reversible_run import reversible_run
@@ -190,7 +191,8 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
         shared = shared_arguments(inputs, context, mask, arguments)
         build_with_arguments(self, inputs, shared)
         scan = self.scan and backend.recomputed_loop is not None
-        run = scanned_run if scan and not return_log_det else reversible_run
+        scan = scan and not return_log_det and BLOCK_ARGUMENTS not in shared
+        run = scanned_run if scan else reversible_run
         blocks = self.couplings()
         return run_blocks(
             self, run, blocks, inputs, shared, training, return_log_det

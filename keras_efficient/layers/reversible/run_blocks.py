@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_efficient.autodiff.capture import BLOCK_ARGUMENTS
 from keras_efficient.autodiff.plain_run import plain_run
 from keras_efficient.autodiff.reconstruction_check import ReconstructionCheck
 from keras_efficient.autodiff.streams import join
@@ -31,6 +32,10 @@ def run_blocks(
         The outputs, one tensor or a list or tuple as the inputs; with
         `return_log_det` a tuple of them and of `log |det J|`.
     """
+    if BLOCK_ARGUMENTS in shared:
+        own = layer.spread(shared[BLOCK_ARGUMENTS])
+        own = own[::-1] if blocks[0].undoes else own
+        shared = {**shared, BLOCK_ARGUMENTS: own}
     kind = type(inputs)
     streams, axis = standardize_streams(layer, inputs)
     halved = axis is None or is_halved(layer, streams.shape)
