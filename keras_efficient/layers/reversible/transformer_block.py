@@ -2,12 +2,10 @@
 
 import keras
 
+from keras_efficient.layers.reversible.normalized import NORMALIZATIONS
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_sub_layer
 from keras_efficient.layers.reversible.sub_layers import pair
-from keras_efficient.layers.reversible.transformer_functions import (
-    NORMALIZATIONS,
-)
 from keras_efficient.layers.reversible.transformer_functions import FeedForward
 from keras_efficient.layers.reversible.transformer_functions import (
     SelfAttention,
