@@ -36,9 +36,8 @@ class LISA(Adam8bit):
     times that. Which blocks are active is computed from the number of the
     step inside the compiled step, without a callback or a retrace, and a run
     that is resumed goes on with the same ones. What shrinks is the state:
-    gradients of all blocks are still computed, and no step is faster.
-
-    A weight of a block that is not active keeps all its bits.
+    gradients of all blocks are still computed, and no step is faster. Weights
+    of a block that is not active keep their bits.
 
     Args:
         learning_rate: A float, a
@@ -80,6 +79,8 @@ class LISA(Adam8bit):
     Reference:
         - [Pan et al., 2024](https://arxiv.org/abs/2403.17919)
     """
+
+    NEEDS_ALL_GRADIENTS = True
 
     def __init__(
         self,
