@@ -11,10 +11,12 @@ from benchmarks import convergence
 from benchmarks import end_to_end
 from benchmarks import existing
 from benchmarks import existing_peaks
+from benchmarks import methods
 from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import shards
 from benchmarks import small_layers
 from benchmarks import steps
 from benchmarks import training_methods
@@ -26,10 +28,12 @@ BENCHMARKS = {
     "end_to_end": end_to_end,
     "existing": existing,
     "existing_peaks": existing_peaks,
+    "methods": methods,
     "optimizers": optimizers,
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "shards": shards,
     "small_layers": small_layers,
     "steps": steps,
     "training_methods": training_methods,

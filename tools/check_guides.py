@@ -46,11 +46,13 @@ ARGUMENTS = {
     ),
     "learning_rate_without_tuning": "--epochs 1 --seeds 1",
     "measuring_memory": "--depth 1 --width 4 --batch-size 64 --processes 1",
+    "normalizing_flow": "--epochs 4 --depth 1",
     "quickstart": "--epochs 1 --depth 1 --width 8",
     "segmentation_3d": (
         "--epochs 1 --steps 1 --batch-size 1 --edge 12 --depth 1 --width 4"
     ),
     "switching_backends": "--epochs 1 2 --depth 1 --width 8",
+    "several_devices": "--epochs 1 --steps 2 --depth 1 --width 64 --length 4",
     "your_own_reversible_block": "--epochs 1 --depth 1 --width 8",
 }
 

@@ -17,6 +17,9 @@ from keras_efficient.callbacks.parallel_average import (
 from keras_efficient.callbacks.self_distillation import (
     SelfDistillation as SelfDistillation,
 )
+from keras_efficient.callbacks.subnetwork_sampling import (
+    SubnetworkSampling as SubnetworkSampling,
+)
 from keras_efficient.callbacks.translation_grid import (
     TranslationGrid as TranslationGrid,
 )

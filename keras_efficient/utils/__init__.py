@@ -11,6 +11,9 @@ from keras_efficient.utils.adapt_batch_norm import (
 from keras_efficient.utils.align_classifier import (
     align_classifier as align_classifier,
 )
+from keras_efficient.utils.average_statistics import (
+    average_statistics as average_statistics,
+)
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
 )
