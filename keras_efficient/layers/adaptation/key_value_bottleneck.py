@@ -119,12 +119,13 @@ class KeyValueBottleneck(keras.layers.Layer):
         """Move the keys to where data are.
 
         Args:
-            data: Array of shape `(examples, width)`, what the layer is called
-                on.
+            data: Array of shape `(examples, ..., width)`, what the layer is
+                called on.
             batch_size: Integer. Defaults to `256`.
             epochs: Integer. Defaults to `1`.
         """
         data = np.asarray(data, "float32")
+        data = data.reshape(-1, data.shape[-1])
         if not self.built:
             self.build(data.shape)
         projection = ops.convert_to_numpy(self.projection)
