@@ -20,6 +20,7 @@ from keras_efficient import constraints
 from keras_efficient import initializers
 from keras_efficient import kernels
 from keras_efficient import layers
+from keras_efficient import losses
 from keras_efficient import metrics
 from keras_efficient import micro_batches
 from keras_efficient import models
@@ -219,6 +220,11 @@ LAYERS = {
         (6, 4),
     ),
     "Binarized": (lambda: layers.Binarized(dense(4)), (8,)),
+    "ShannonDecay": (layers.ShannonDecay, (5, 4)),
+    "FixedClassifier": (lambda: layers.FixedClassifier(3), (5, 4)),
+    "ElasticDense": (lambda: layers.ElasticDense(3), (4,)),
+    "ElasticConv2D": (lambda: layers.ElasticConv2D(3), (5, 5, 2)),
+    "SelfTuningDense": (lambda: layers.SelfTuningDense(3), *((4,), (1,))),
     "GradientReversal": (lambda: layers.GradientReversal(0.5, 10), (8,)),
     # Adaptation
     "Hydra": (lambda: layers.Hydra(Dense(4), 2), (8,)),
@@ -363,6 +369,36 @@ def autoencoder():
     same_settings(model)
 
 
+def joined(layer):
+    """A block of NoProp, or a network of SelfTuning."""
+    x, z = keras.Input((4,)), keras.Input((3,))
+    y = layer([x, z])
+    return keras.Model([x, z], y)
+
+
+@row("models.NoProp")
+def without_back_propagation():
+    block = joined(Joined(3))
+    model = models.NoProp([block], 3)
+    model.compile("sgd")
+    logs = model.fit(batch(8, 4), np.arange(8) % 3, verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+    every_weight_is_found(model)
+    same_settings(model)
+
+
+@row("models.SelfTuning")
+def self_tuning():
+    network = joined(layers.SelfTuningDense(1))
+    model = models.SelfTuning(network, {"a": 0.0, "b": 1.0, "c": 2.0})
+    model.compile("sgd", "mse")
+    data = batch(8, 4), batch(8, 1)
+    logs = model.fit(*data, tuning_data=data, verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+    every_weight_is_found(model)
+    same_settings(model)
+
+
 def translator():
     judges = [models.PatchDiscriminator((2,), name=name) for name in "ab"]
     conv = layers.InvertibleConv2D(3, 1)
@@ -400,7 +436,7 @@ def check_optimizer(cls, dtype="float32"):
 
 
 for name in (
-    *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
+    *("AdaGradNorm", "Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
     *("LDAdam", "MicroAdam", "Muon8bit", "SelectedAdam", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
@@ -413,6 +449,27 @@ def blocks_in_turn():
     check_optimizer(
         lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
     )
+
+
+@row("optimizers.AdaptiveBatch")
+def adaptive_batch():
+    optimizer = optimizers.AdaptiveBatch(keras.optimizers.SGD(0.1))
+    same_settings(optimizer)
+    variable = keras.Variable(batch(4, 4), name="kernel")
+    before = to_numpy([variable])[0].copy()
+    for i in (1, 2):
+        optimizer.apply([ops.convert_to_tensor(batch(4, 4))], [variable])
+        moved = np.any(to_numpy([variable])[0] != before)
+        assert moved == (i == 2)
+
+
+@row("utils.layer_budgets")
+def budgets():
+    model = keras.Sequential([keras.Input((64,)), Dense(128)])
+    model.compile("sgd", "mse")
+    budget = utils.layer_budgets(model, [(batch(4, 64), batch(4, 128))])
+    assert 0 < max(budget.values()) <= 3 / 256
+    check_optimizer(lambda rate: optimizers.MicroAdam(rate, density=budget))
 
 
 @row("optimizers.Unfreezing")
@@ -460,6 +517,65 @@ def schedules():
             x, x[:, :1], 4, epochs=2, verbose=0, callbacks=[callback]
         ).history
         assert len(logs["learning_rate"]) == 2
+
+
+@row("optimizers.GradientProjection", "utils.input_bases")
+def projected():
+    basis = np.eye(64)[:, :1]
+    check_optimizer(
+        lambda rate: optimizers.GradientProjection(
+            keras.optimizers.SGD(rate), {"kernel": basis}
+        )
+    )
+    model = keras.Sequential([keras.Input((4,)), Dense(2)])
+    bases = utils.input_bases(model, batch(8, 4))
+    assert set(bases) == {v.path for v in model.weights}
+
+
+@row(
+    "callbacks.AbilityCurriculum",
+    "callbacks.InstanceLearningRate",
+    "callbacks.LearningCurve",
+    "callbacks.SelfDistillation",
+    "utils.SelectableDataset",
+    "utils.item_difficulties",
+)
+def examples_one_by_one():
+    x, labels = batch(8, 2), np.arange(8) % 2
+    b = utils.item_difficulties((batch(3, 8) > 0).astype(int))
+    data = utils.SelectableDataset(x, np.eye(2)[labels], batch_size=4)
+    model = keras.Sequential([keras.Input((2,)), Dense(2, "softmax")])
+    model.compile("sgd", "categorical_crossentropy")
+    logs = model.fit(
+        data,
+        epochs=2,
+        verbose=0,
+        callbacks=[
+            callbacks.AbilityCurriculum(data, b, (x, labels, b)),
+            callbacks.InstanceLearningRate(data, (x, np.eye(2)[labels])),
+            callbacks.SelfDistillation(data),
+            callbacks.LearningCurve("loss"),
+        ],
+    ).history
+    assert np.isfinite(logs["loss"]).all() and len(logs["ability"]) == 2
+
+
+@row("callbacks.SubnetworkSampling")
+def subnetworks():
+    layer = layers.ElasticDense(4)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model.compile("sgd", "mse")
+    choose = callbacks.SubnetworkSampling(lambda _: layer.set_active(units=2))
+    model.fit(batch(4, 2), batch(4, 4), verbose=0, callbacks=[choose])
+    assert (to_numpy([model(batch(4, 2))])[0][:, 2:] == 0).all()
+
+
+@row("losses.PooledOutputsDistillation")
+def pooled_outputs():
+    loss = losses.PooledOutputsDistillation()
+    x = batch(2, 3, 3, 2)
+    assert float(loss(x, x)) == 0 < float(loss(x, -(x**2)))
+    same_settings(loss)
 
 
 @row("initializers.DeltaOrthogonal")
@@ -602,6 +718,17 @@ def state_of_another_optimizer():
     assert int(ops.convert_to_numpy(target.iterations)) == 1
 
 
+@row("utils.average_statistics")
+def statistics_of_processes():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization()]
+    )
+    before = [v.numpy() for v in model.non_trainable_variables]
+    utils.average_statistics(model)  # there is one process
+    for value, variable in zip(before, model.non_trainable_variables):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
 @row("chunk_loss", "micro_batches", "release_gradients")
 def steps_in_place():
     model = keras.Sequential([keras.Input((4,)), Dense(8), Dense(9)])
@@ -637,6 +764,43 @@ def norms_of_a_model():
     x = batch(3, 4)
     y = utils.adapt_batch_norm(model, target_weight=0.0)(x)
     np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
+
+
+@row(
+    "callbacks.ParallelAverage",
+    "utils.average_weights",
+    "utils.recompute_batch_norm",
+)
+def averages():
+    x = batch(8, 2)
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization(), Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    average = callbacks.ParallelAverage(
+        2, switch_epoch=1, worker_epochs=1, recompute=x
+    )
+    model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[average])
+    assert average.workers_done == 2
+    assert utils.average_weights([model, model], into=model) is model
+    assert utils.recompute_batch_norm(model, x) == 1
+
+
+@row(
+    "utils.align_classifier",
+    "utils.class_statistics",
+    "utils.least_squares_stitch",
+    "utils.scale_task_vector",
+)
+def functions_of_weights():
+    statistics = utils.class_statistics(batch(8, 3), np.arange(8) % 2)
+    head = utils.least_squares_stitch(batch(8, 3), batch(8, 2))
+    assert len(utils.align_classifier(head, *statistics, epochs=1)) == 1
+    blocks = [Dense(4, name=name) for name in ("first", "second")]
+    model = keras.Sequential([keras.Input((4,)), *blocks])
+    found = utils.scale_task_vector(model, model, ["first", "second"])
+    for a, b in zip(found, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @row("utils.to_tune_mode")

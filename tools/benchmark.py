@@ -11,12 +11,15 @@ from benchmarks import convergence
 from benchmarks import end_to_end
 from benchmarks import existing
 from benchmarks import existing_peaks
+from benchmarks import methods
 from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import shards
 from benchmarks import small_layers
 from benchmarks import steps
+from benchmarks import training_methods
 from benchmarks import vocabulary
 from benchmarks import volumes
 
@@ -25,12 +28,15 @@ BENCHMARKS = {
     "end_to_end": end_to_end,
     "existing": existing,
     "existing_peaks": existing_peaks,
+    "methods": methods,
     "optimizers": optimizers,
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "shards": shards,
     "small_layers": small_layers,
     "steps": steps,
+    "training_methods": training_methods,
     "vocabulary": vocabulary,
     "volumes": volumes,
 }

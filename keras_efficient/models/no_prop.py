@@ -1,9 +1,11 @@
+import copy
 import math
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient import backend
 from keras_efficient.layers import Recompute
 
 
@@ -204,7 +206,8 @@ class NoProp(keras.Model):
         logits = self.out(_through(self._noisy(u, steps), u, self._abar[-1]))
         each = _cross_entropy(labels, logits)
         for t, run in enumerate(self._runs, 1):
-            found = self._denoised(run, x, self._noisy(u, t - 1), True)
+            z, each = _in_turn(self._noisy(u, t - 1), each)
+            found = self._denoised(run, x, z, True)
             error = ops.cast(found, "float32") - ops.cast(u, "float32")
             snr, before = (a / (1 - a) for a in self._abar[[t, t - 1]])
             weight = float(steps * self.eta / 2 * (snr - before))
@@ -213,8 +216,14 @@ class NoProp(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if y_pred.shape[-1] == 0:  # in training
-            return {"loss": self.get_metrics_result()["loss"]}
+            return {"loss": self.metrics[0].result()}
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_metrics_result(self):
+        # Metrics are built when they are asked for the first time.
+        if all(getattr(metric, "built", True) for metric in self.metrics):
+            return super().get_metrics_result()
+        return {"loss": self.metrics[0].result()}
 
     def get_config(self):
         return {
@@ -231,7 +240,7 @@ class NoProp(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        config = copy.deepcopy(config)  # Keras empties what it is given
         config["blocks"] = [
             keras.saving.deserialize_keras_object(
                 b, custom_objects=custom_objects
@@ -239,6 +248,19 @@ class NoProp(keras.Model):
             for b in config["blocks"]
         ]
         return cls(**config)
+
+
+def _wait(*tensors):
+    """Give tensors back when all of them are there."""
+    return tuple(backend.segment(lambda *args: args, *tensors))
+
+
+# One block after the other, forwards and backwards: compilers would run those
+# that do not wait for each other at once, and keep what all of them compute.
+_in_turn = backend.custom_vjp(
+    lambda z, each: (_wait(z, each), ()),
+    lambda _, gradients: _wait(*gradients),
+)
 
 
 def _through(z, u, level):

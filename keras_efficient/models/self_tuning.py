@@ -1,3 +1,4 @@
+import copy
 import math
 
 import keras
@@ -170,12 +171,13 @@ class SelfTuning(keras.Model):
         x, tuning = inputs["train"], inputs["tuning"]
         if not training:
             return {"train": self(x), "tuning": self(tuning)}
-        h = ops.stop_gradient(self._rows(x, noise=True))
-        outputs = self.network([x, h], training=True)
+        # First: the network forgets its losses when it is called once more.
         h = self._after_warm_up(self._rows(tuning, noise=True))
         self.steps.assign(self.steps + 1)
         with held_constant(self.network):
             tuned = self.network([tuning, h], training=False)
+        h = ops.stop_gradient(self._rows(x, noise=True))
+        outputs = self.network([x, h], training=True)
         return {"train": outputs, "tuning": tuned}
 
     def _after_warm_up(self, x):
@@ -207,7 +209,8 @@ class SelfTuning(keras.Model):
         if not training:
             return loss
         measure = keras.losses.get(self.loss)
-        loss = loss + ops.mean(measure(y["tuning"], y_pred["tuning"]))
+        tuning = ops.mean(measure(y["tuning"], y_pred["tuning"]))
+        loss = loss + ops.cast(tuning, loss.dtype)
         spread = ops.softplus(ops.convert_to_tensor(self.scales))
         spread = self._after_warm_up(spread)
         return loss - self.entropy * ops.sum(ops.log(spread))
@@ -237,7 +240,7 @@ class SelfTuning(keras.Model):
         return {
             **super().get_config(),
             "network": keras.saving.serialize_keras_object(self.network),
-            "hyperparameters": self.first,
+            "hyperparameters": dict(self.first),
             "scale": self.scale,
             "tune_scale": self.tune_scale,
             "entropy": self.entropy,
@@ -247,6 +250,7 @@ class SelfTuning(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        config = copy.deepcopy(config)  # Keras empties what it is given
         network = keras.saving.deserialize_keras_object(
             config["network"], custom_objects=custom_objects
         )

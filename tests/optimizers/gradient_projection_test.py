@@ -115,7 +115,7 @@ def test_bases_are_the_fewest_that_reach_the_energy():
     assert "call" not in vars(model.layers[0])
 
 
-def test_a_run_goes_on_from_a_file(tmp_path):
+def test_a_run_goes_on_from_a_file(tmp_path, own_compile):
     model = network()
     bases = input_bases(model, OLD, energy=1.0)
     train(model, GradientProjection("adam", bases), epochs=1)

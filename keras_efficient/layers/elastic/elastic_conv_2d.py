@@ -21,10 +21,11 @@ class ElasticConv2D(ElasticLayer):
     K_5 = M_5 middle(K_7),    K_3 = M_3 middle(K_5)
     ```
 
-    Choose by `set_active`, such as at random before each step: nothing is
-    compiled anew. The padding is `"same"`, so that outputs of all kernel sizes
-    lie on each other. Statistics of a BatchNormalization behind it are those
-    of one size: recompute them for the one that is exported.
+    Choose by `set_active`, before each training step by
+    `keras_efficient.callbacks.SubnetworkSampling`: nothing is compiled anew.
+    The padding is `"same"`, so that outputs of all kernel sizes lie on each
+    other. Statistics of a BatchNormalization behind it are those of one size:
+    recompute them for the one that is exported.
 
     Args:
         filters: Positive integer, the largest number.

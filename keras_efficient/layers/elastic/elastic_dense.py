@@ -18,10 +18,11 @@ class ElasticDense(ElasticLayer):
     y = activation(x (K * mask) + b * mask)
     ```
 
-    Choose by `set_active`, such as at random before each step: nothing is
-    compiled anew. Inputs are masked, too, since a normalization before this
-    layer gives channels that are not active its offset. Its statistics are
-    those of one size: recompute them for the one that is exported.
+    Choose by `set_active`, before each training step by
+    `keras_efficient.callbacks.SubnetworkSampling`: nothing is compiled anew.
+    Inputs are masked, too, since a normalization before this layer gives
+    channels that are not active its offset. Its statistics are those of one
+    size: recompute them for the one that is exported.
 
     Args:
         units: Positive integer, the largest number of outputs.
@@ -66,6 +67,7 @@ class ElasticDense(ElasticLayer):
                 f"`units` must be a positive integer. Received: units={units}"
             )
         self.units, self.use_bias = units, use_bias
+        self.supports_masking = True
         self.activation = keras.activations.get(activation)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 

@@ -48,6 +48,13 @@ class ElasticLayer(keras.layers.Layer):
             raise ValueError(
                 f"`{name}` must be one of {choices}. Received: {name}={value}"
             )
+        if getattr(variable, "_value", value) is None:
+            raise RuntimeError(
+                "While `fit` runs on JAX, variables are elsewhere, and what is "
+                "assigned to them is lost. Call `model.jax_state_sync()` "
+                "before `set_active`, or use `keras_efficient.callbacks."
+                "SubnetworkSampling`."
+            )
         variable.assign(value)
 
     def _active(self, variable):
