@@ -172,9 +172,9 @@ def batch(options):
 """
 ## One version, in a process of its own, under a limit
 
-The limit is on the memory that the process may ask for beyond what its imports
-take, so that every allocation counts: weights while they are drawn, compilers,
-the largest temporary of a step.
+The limit is on the memory of its own that the process may ask for beyond what
+its imports take (`RLIMIT_DATA`), so that every allocation counts: weights while
+they are drawn, compilers, the largest temporary of a step.
 """
 
 
@@ -203,8 +203,8 @@ class Seconds(keras.callbacks.Callback):
 def measure(version, options):
     imports = status("VmHWM")
     if options.limit:
-        limit = status("VmSize") + int(options.limit * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        limit = status("VmData") + int(options.limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     model = compiled(version, options)
     before = samples(model)
     x, y = batch(options)

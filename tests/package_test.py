@@ -32,7 +32,7 @@ BELOW = {
     "models": {"layers", "optimizers", "callbacks", "losses"},
     "layers": {"autodiff", "ops", "constraints", "initializers"},
     "optimizers": {"autodiff", "ops"},
-    "callbacks": {"autodiff", "ops"},
+    "callbacks": {"autodiff", "constraints"},
     "losses": {"autodiff", "ops", "metrics", "regularizers"},
     "autodiff": {"kernels", "backend"},
     "ops": {"kernels", "backend"},

@@ -436,7 +436,7 @@ def check_optimizer(cls, dtype="float32"):
 
 
 for name in (
-    *("Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
+    *("AdaGradNorm", "Adam8bit", "AdamW8bit", "Lion8bit", "SGD8bit"),
     *("LDAdam", "MicroAdam", "Muon8bit", "SelectedAdam", "SinkGD"),
 ):
     cls = getattr(optimizers, name)
@@ -449,6 +449,27 @@ def blocks_in_turn():
     check_optimizer(
         lambda rate: optimizers.LISA(rate, blocks=["kernel"], active_blocks=1)
     )
+
+
+@row("optimizers.AdaptiveBatch")
+def adaptive_batch():
+    optimizer = optimizers.AdaptiveBatch(keras.optimizers.SGD(0.1))
+    same_settings(optimizer)
+    variable = keras.Variable(batch(4, 4), name="kernel")
+    before = to_numpy([variable])[0].copy()
+    for i in (1, 2):
+        optimizer.apply([ops.convert_to_tensor(batch(4, 4))], [variable])
+        moved = np.any(to_numpy([variable])[0] != before)
+        assert moved == (i == 2)
+
+
+@row("utils.layer_budgets")
+def budgets():
+    model = keras.Sequential([keras.Input((64,)), Dense(128)])
+    model.compile("sgd", "mse")
+    budget = utils.layer_budgets(model, [(batch(4, 64), batch(4, 128))])
+    assert 0 < max(budget.values()) <= 3 / 256
+    check_optimizer(lambda rate: optimizers.MicroAdam(rate, density=budget))
 
 
 @row("optimizers.Unfreezing")
@@ -697,6 +718,17 @@ def state_of_another_optimizer():
     assert int(ops.convert_to_numpy(target.iterations)) == 1
 
 
+@row("utils.average_statistics")
+def statistics_of_processes():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization()]
+    )
+    before = [v.numpy() for v in model.non_trainable_variables]
+    utils.average_statistics(model)  # there is one process
+    for value, variable in zip(before, model.non_trainable_variables):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
 @row("chunk_loss", "micro_batches", "release_gradients")
 def steps_in_place():
     model = keras.Sequential([keras.Input((4,)), Dense(8), Dense(9)])
@@ -732,6 +764,26 @@ def norms_of_a_model():
     x = batch(3, 4)
     y = utils.adapt_batch_norm(model, target_weight=0.0)(x)
     np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
+
+
+@row(
+    "callbacks.ParallelAverage",
+    "utils.average_weights",
+    "utils.recompute_batch_norm",
+)
+def averages():
+    x = batch(8, 2)
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization(), Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    average = callbacks.ParallelAverage(
+        2, switch_epoch=1, worker_epochs=1, recompute=x
+    )
+    model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[average])
+    assert average.workers_done == 2
+    assert utils.average_weights([model, model], into=model) is model
+    assert utils.recompute_batch_norm(model, x) == 1
 
 
 @row(

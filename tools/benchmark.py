@@ -16,8 +16,10 @@ from benchmarks import optimizers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
+from benchmarks import shards
 from benchmarks import small_layers
 from benchmarks import steps
+from benchmarks import training_methods
 from benchmarks import vocabulary
 from benchmarks import volumes
 
@@ -31,8 +33,10 @@ BENCHMARKS = {
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
+    "shards": shards,
     "small_layers": small_layers,
     "steps": steps,
+    "training_methods": training_methods,
     "vocabulary": vocabulary,
     "volumes": volumes,
 }

@@ -33,6 +33,9 @@ ARGUMENTS = {
     "fine_tune_gpt2": (
         "--first-steps 1 --steps 2 --depth 1 --width 16 --batch-size 64"
     ),
+    "fine_tuning_methods": (
+        "--first-steps 1 --steps 2 --depth 2 --width 16 --batch-size 4"
+    ),
     "image_translation": "--epochs 1 --seeds 1 --blocks 1 --batch-size 128",
     "invertible_autoencoder": (
         "--epochs 1 --seeds 1 --widths 64-16 --batch-size 512"
@@ -43,11 +46,16 @@ ARGUMENTS = {
     ),
     "learning_rate_without_tuning": "--epochs 1 --seeds 1",
     "measuring_memory": "--depth 1 --width 4 --batch-size 64 --processes 1",
+    "normalizing_flow": "--epochs 4 --depth 1",
+    "one_billion_parameters": (
+        "--size 3M --length 8 --steps 1 --limit 3 --version efficient"
+    ),
     "quickstart": "--epochs 1 --depth 1 --width 8",
     "segmentation_3d": (
         "--epochs 1 --steps 1 --batch-size 1 --edge 12 --depth 1 --width 4"
     ),
     "switching_backends": "--epochs 1 2 --depth 1 --width 8",
+    "several_devices": "--epochs 1 --steps 2 --depth 1 --width 64 --length 4",
     "your_own_reversible_block": "--epochs 1 --depth 1 --width 8",
 }
 

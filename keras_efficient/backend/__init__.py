@@ -50,6 +50,11 @@ Every module here offers the same functions:
   `on_shards(step, mesh, tensors, names, results, scalars)`,
   `places_on_shard(mesh, shape, names)` and `constrained(x, mesh, names)`;
   `None` where the backend does not divide them;
+- `dtensors`, the same for DTensors of PyTorch, with `is_divided(x)`,
+  `local(x)`, `division(x)`, `is_alike(x, like)`, `divided(array, like)` and
+  `zeros(shape, dtype, like, axis)`; `None` elsewhere;
+- `whole(variable)`, all of a variable as an array, from all processes, and
+  `mean_of_processes(number)`, where processes have losses of their own;
 - `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
   is within the other figure.
 
@@ -68,6 +73,8 @@ if keras.config.backend() == "jax":
     from keras_efficient.backend import jax_recompute as _recompute
     from keras_efficient.backend import jax_shards as _shards
     from keras_efficient.backend import jax_steps as _steps
+
+    _dtensors = None
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
     from keras_efficient.backend import tensorflow_capture as _capture
@@ -76,13 +83,14 @@ elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow_recompute as _recompute
     from keras_efficient.backend import tensorflow_steps as _steps
 
-    _loop = _shards = None
+    _loop = _shards = _dtensors = None
 elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch as _backend
     from keras_efficient.backend import torch_capture as _capture
     from keras_efficient.backend import torch_chunks as _chunks
     from keras_efficient.backend import torch_memory as _memory
     from keras_efficient.backend import torch_recompute as _recompute
+    from keras_efficient.backend import torch_shards as _dtensors
     from keras_efficient.backend import torch_steps as _steps
 
     _loop = _shards = None
@@ -94,7 +102,7 @@ else:
     from keras_efficient.backend import forward_only as _steps
     from keras_efficient.backend import forward_only_chunks as _chunks
 
-    _loop = _shards = None
+    _loop = _shards = _dtensors = None
 
 Capture = _capture.Capture
 ROWS_A_CHUNK = _chunks.ROWS_A_CHUNK
@@ -105,6 +113,7 @@ as_tensor = _capture.as_tensor
 can_look_at = _chunks.can_look_at
 copied = _capture.copied
 cross_entropy = _chunks.cross_entropy
+dtensors = _dtensors
 custom_vjp = _backend.custom_vjp
 divided_train_step = _steps.divided_train_step
 eagerly = _backend.eagerly
@@ -122,6 +131,7 @@ leaf_gradients = _backend.leaf_gradients
 leaves = _backend.leaves
 link = _capture.link
 needs_gradient = _capture.needs_gradient
+mean_of_processes = getattr(_dtensors, "mean_of_processes", lambda x: x)
 not_differentiable = _backend.not_differentiable
 operand = _chunks.operand
 over_chunks = _chunks.over_chunks
@@ -144,3 +154,4 @@ stop_gradient = _capture.stop_gradient
 stopped = _capture.stopped
 update_bytes = _memory.update_bytes
 vjp = _backend.vjp
+whole = getattr(_shards or _dtensors, "whole", keras.ops.convert_to_numpy)

@@ -87,3 +87,13 @@ def places_on_shard(mesh, shape, names):
 def constrained(x, mesh, names):
     """Return a tensor that is laid out so."""
     return jax.lax.with_sharding_constraint(x, sharding_of(mesh, names))
+
+
+def whole(variable):
+    """Return all of a variable, as an array. All processes must ask for it."""
+    x = variable.value
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        from jax.experimental.multihost_utils import process_allgather
+
+        x = process_allgather(x, tiled=True)
+    return keras.ops.convert_to_numpy(x)

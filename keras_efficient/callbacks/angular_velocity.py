@@ -1,7 +1,8 @@
 import math
 
 import numpy as np
-from keras import ops
+
+from keras_efficient import backend
 
 
 class AngularVelocity:
@@ -51,7 +52,8 @@ class AngularVelocity:
             if not self._is_finite:
                 return
             # A copy, and one of a single variable at a time.
-            value = np.array(ops.convert_to_numpy(variable), dtype="float32")
+            # All of it, so that all processes find the same angle.
+            value = np.array(backend.whole(variable), dtype="float32")
             if not np.isfinite(value).all():
                 self.clear()
                 self._is_finite = False

@@ -3,6 +3,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_efficient import backend
 from keras_efficient.callbacks.learning_rate_callback import (
     LearningRateCallback,
 )
@@ -192,7 +193,8 @@ class BanditLearningRate(LearningRateCallback):
     def _read_loss(self, logs, steps):
         """Add the loss since the last reading; logs hold running means."""
         steps -= self._offset
-        mean = float(logs["loss"])
+        # Each process of PyTorch has the loss of its own examples.
+        mean = backend.mean_of_processes(float(logs["loss"]))
         self._memory["loss_sum"] += (
             steps * mean - self._steps_read * self._mean_read
         )

@@ -54,6 +54,7 @@ class Row(NamedTuple):
     correction: Any = None  # int8 tensor, of a parameter of 16 bits
     decay: float = 0.0  # of the weight, for a parameter of 16 bits
     places: Any = None  # int32 tensor, of a shard: where its blocks are in all
+    first: int = 0  # on PyTorch, of a shard: where its first entry is in all
 
     @property
     def corrections(self):

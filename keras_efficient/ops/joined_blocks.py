@@ -81,3 +81,15 @@ def _fill(x, rows):
     if not missing:
         return x
     return ops.pad(x, [[0, missing]] + [[0, 0]] * (len(x.shape) - 1))
+
+
+def at_indices(indices, values, block_size):
+    """Sum `values`, of shape `(..., blocks, k)`, into their places."""
+    blocks = indices.shape[-2]
+    if not blocks:
+        return ops.zeros((0, block_size))
+    first = ops.arange(blocks, dtype="int32")[:, None] * block_size
+    places = ops.reshape(ops.cast(indices, "int32") + first, (-1,))
+    values = ops.reshape(ops.cast(values, "float32"), (-1,))
+    total = ops.segment_sum(values, places, num_segments=blocks * block_size)
+    return ops.reshape(total, (blocks, block_size))

@@ -37,6 +37,7 @@ from keras_efficient.ops.adam_step import finite_gradient
 from keras_efficient.ops.adam_step import one_minus_power
 from keras_efficient.ops.block_top_k import block_top_k
 from keras_efficient.ops.joined_blocks import JoinedBlocks
+from keras_efficient.ops.joined_blocks import at_indices
 from keras_efficient.ops.joined_blocks import concatenate
 from keras_efficient.ops.joined_blocks import cut
 from keras_efficient.ops.micro_adam_arguments import MicroAdamState
@@ -150,8 +151,9 @@ def micro_adam_steps(
         states: List of `MicroAdamState`, with equal numbers but for sizes.
         step: Integer tensor.
         seeds: List of integers.
-        places: int32 tensor, of a shard: the places of its blocks in the whole
-            tensor. Defaults to `None`: one after another.
+        places: List with, for each shard, the places of its entries in the
+            whole tensor, as `uniform_noises` takes them. Defaults to `None`:
+            from 0 on.
 
     Returns:
         List of pairs `(u, state)`.
@@ -185,7 +187,7 @@ def micro_adam_steps(
         new_indices, new_values = block_top_k(a, k)
         if keras.backend.standardize_dtype(slots.values[0].dtype) == "bfloat16":
             new_values = round_to_bfloat16(new_values)
-        rest = a - _at_indices(new_indices, new_values, block_size)
+        rest = a - at_indices(new_indices, new_values, block_size)
     u_rest = alpha * rest / (ops.sqrt(v_hat) + epsilon)
 
     # The new error feedback
@@ -193,10 +195,7 @@ def micro_adam_steps(
     noise = 0.5
     if rounding == "stochastic":
         sizes = [blocks * block_size for blocks in joined.blocks]
-        if places is not None:
-            first = ops.reshape(places, (-1, 1)) * block_size
-            sizes = [first + ops.arange(block_size, dtype="int32")]
-        noise = uniform_noises(dict(zip(seeds, sizes)), step)
+        noise = uniform_noises(dict(zip(seeds, places or sizes)), step)
         noise = ops.reshape(noise, e.shape)
     error = [
         joined.split_rows(x, like)
@@ -281,27 +280,15 @@ def _adam_over_window(
     w_1, w_2 = (ops.expand_dims(w, -1) for w in weights)
     c_1, c_2 = (ops.reshape(ops.sum(w, axis=0), (-1, 1)) for w in weights)
     v = ops.cast(values, "float32")
-    z_1 = _at_indices(indices, w_1 * v, block_size)
-    z_2 = _at_indices(indices, w_2 * v * v, block_size)
+    z_1 = at_indices(indices, w_1 * v, block_size)
+    z_2 = at_indices(indices, w_2 * v * v, block_size)
     if bias_correction == "full":
         z_1 = z_1 * ((1 - beta_1) / one_minus_power(beta_1, t))
         z_2 = z_2 * ((1 - beta_2) / one_minus_power(beta_2, t))
     else:
-        held = _at_indices(indices, w_2 * ops.ones_like(v), block_size)
+        held = at_indices(indices, w_2 * ops.ones_like(v), block_size)
         z_1 = z_1 / c_1
         # An entry that all rows hold leaves a rounding error, of any sign.
         free = ops.maximum(c_2 - held, 0.0)
         z_2 = (z_2 + free * v_hat) / c_2
     return z_1 / (ops.sqrt(z_2) + epsilon)
-
-
-def _at_indices(indices, values, block_size):
-    """Sum `values`, of shape `(..., blocks, k)`, into their places."""
-    blocks = indices.shape[-2]
-    if not blocks:
-        return ops.zeros((0, block_size))
-    first = ops.arange(blocks, dtype="int32")[:, None] * block_size
-    places = ops.reshape(ops.cast(indices, "int32") + first, (-1,))
-    values = ops.reshape(ops.cast(values, "float32"), (-1,))
-    total = ops.segment_sum(values, places, num_segments=blocks * block_size)
-    return ops.reshape(total, (blocks, block_size))

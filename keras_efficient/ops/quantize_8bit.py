@@ -120,6 +120,18 @@ def is_along_last(shape):
     return padded <= LARGEST_PADDING * shape[-1]
 
 
+def first_group(shape, first):
+    """Return which group of the whole tensor a shard begins with.
+
+    Args:
+        shape: That of the shard, which has whole rows.
+        first: Place of its first entry in the whole tensor.
+    """
+    if len(shape) < 2 or not is_along_last(shape):
+        return first // GROUP_SIZE
+    return first // shape[-1] * scale_shape(shape)[-1]
+
+
 def split_groups(x):
     """Turn a tensor into its groups, on a new last axis."""
     shape = tuple(x.shape)

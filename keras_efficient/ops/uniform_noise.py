@@ -29,9 +29,9 @@ def uniform_noises(sizes, step):
     """Return `uniform_noise((size,), step, seed)` of each, one after another.
 
     Args:
-        sizes: Dict from seeds to sizes, both integers. Of one seed the
-            positions may take the place of the size, an int32 tensor: those of
-            a shard in its whole tensor.
+        sizes: Dict from seeds to sizes, both integers. A range may take the
+            place of a size, the positions of a shard in its whole tensor; or,
+            if there is one seed, an int32 tensor of them.
         step: int32 tensor.
 
     Returns:
@@ -39,16 +39,23 @@ def uniform_noises(sizes, step):
     """
     if len(sizes) == 1:
         ((seed, size),) = sizes.items()
+        if isinstance(size, range):
+            size = size.start + ops.arange(len(size), dtype="int32")
         if not isinstance(size, int):
             return noise_at(ops.reshape(size, (-1,)), step, seed)
         return uniform_noise((size,), step, seed)
-    seeds, sizes = list(sizes), list(sizes.values())
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    seeds, ranges = list(sizes), [_as_range(x) for x in sizes.values()]
+    sizes = [len(x) for x in ranges]
+    starts = [sum(sizes[:i]) - x.start for i, x in enumerate(ranges)]
     keys = _mix(step + _mix(ops.convert_to_tensor(seeds, "int32")))
     keys = keys - ops.convert_to_tensor(starts, "int32")
     keys = ops.repeat(keys, ops.convert_to_tensor(sizes, "int32"))
     x = _mix(ops.arange(sum(sizes), dtype="int32") + keys)
     return ops.cast(_shift(x, 8), "float32") * 2.0**-24
+
+
+def _as_range(x):
+    return range(x) if isinstance(x, int) else x
 
 
 def _mix(x):

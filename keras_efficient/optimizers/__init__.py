@@ -1,5 +1,9 @@
+from keras_efficient.optimizers.adagrad_norm import AdaGradNorm as AdaGradNorm
 from keras_efficient.optimizers.adam_8bit import Adam8bit as Adam8bit
 from keras_efficient.optimizers.adamw_8bit import AdamW8bit as AdamW8bit
+from keras_efficient.optimizers.adaptive_batch import (
+    AdaptiveBatch as AdaptiveBatch,
+)
 from keras_efficient.optimizers.gradient_projection import (
     GradientProjection as GradientProjection,
 )

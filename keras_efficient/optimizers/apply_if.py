@@ -10,14 +10,15 @@ def apply_if(condition, optimizer, gradients, variables):
     Args:
         condition: Boolean scalar tensor.
         optimizer: A built `keras.optimizers.Optimizer`.
-        gradients: List of tensors or `None`.
+        gradients: Function that returns a list of tensors or `None`, called
+            where the step is taken.
         variables: List of the variables that it was built for, or, but on
             JAX, of some of them.
     """
     if keras.config.backend() != "jax":
         ops.cond(
             condition,
-            lambda: optimizer.apply(gradients, variables),
+            lambda: optimizer.apply(gradients(), variables),
             lambda: None,
         )
         return
@@ -27,7 +28,7 @@ def apply_if(condition, optimizer, gradients, variables):
     state = [ops.convert_to_tensor(v) for v in states]
     new_values, new_state = ops.cond(
         condition,
-        lambda: optimizer.stateless_apply(state, gradients, values),
+        lambda: optimizer.stateless_apply(state, gradients(), values),
         lambda: (values, state),
     )
     for variable, value in zip([*variables, *states], new_values + new_state):

@@ -3,10 +3,12 @@ import math
 import keras
 from keras import ops
 
-from keras_efficient.kernels.ffi.tensors import is_wrapper
 from keras_efficient.ops import dispatch
 from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.float32_weights import in_float32
+from keras_efficient.optimizers.local_shards import local_row
+from keras_efficient.optimizers.local_shards import places_of
+from keras_efficient.optimizers.local_shards import value_of
 
 # Entries that are worked on at a time: a dozen temporaries of 4 bytes each.
 BATCH_SIZE = 2**22
@@ -21,6 +23,8 @@ def batched_step(optimizer, gradients, variables, learning_rate):
     one tensor. What a kernel can do is left to it, and it is for the optimizer
     to say which compressed states can be one.
 
+    Of DTensors the part that is here steps by itself, as any tensor does.
+
     Args:
         optimizer: `CompressedOptimizer`.
         gradients: List of tensors.
@@ -33,7 +37,9 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         index = optimizer._get_variable_index(variable)
         row = index, variable, optimizer._states[index], gradient
         if row[2]:
-            _check_plain(optimizer, row)
+            row = local_row(optimizer, row)
+            if not row[1].value.numel():
+                continue  # this rank has nothing of it
         if not optimizer._is_compressed[index]:
             plain.append(row)
         elif optimizer._has_kernel(index):
@@ -50,19 +56,6 @@ def batched_step(optimizer, gradients, variables, learning_rate):
         _step_plain(optimizer, batch, rate)
     for batch in batches(compressed):
         optimizer._step_batch(batch, rate)
-
-
-def _check_plain(optimizer, row):
-    """Raise an error before anything has changed: the state is plain."""
-    _, variable, _, gradient = row
-    for what, x in (("variable", variable.value), ("gradient", gradient)):
-        if is_wrapper(x):
-            raise TypeError(
-                f"`{type(optimizer).__name__}` has its state in plain tensors "
-                f"and cannot step a {type(x).__name__}. Received: the {what} "
-                f"of '{variable.path}'. Pass its local part, `x.to_local()`, "
-                "or use an optimizer that has no state for it."
-            )
 
 
 def _without_kernel(optimizer, rows, learning_rate):
@@ -123,7 +116,8 @@ def _step_plain(optimizer, rows, learning_rate):
     for index, variable, (value, part) in moves:
         if is_16_bit(variable):
             key = variable.dtype, optimizer._decay_of(variable)
-            alike.setdefault(key, []).append((index, value, part))
+            row = index, variable, value, part
+            alike.setdefault(key, []).append(row)
         else:
             value.sub_(part.to(value.dtype))
     for (_, decay), moved in alike.items():
@@ -132,13 +126,18 @@ def _step_plain(optimizer, rows, learning_rate):
 
 def _move_16_bit(optimizer, rows, decay, learning_rate):
     """Do `_move` for variables of the same decay and dtype of 16 bits."""
-    indices, values, updates = zip(*rows)
+    indices, variables, values, updates = zip(*rows)
     weights = optimizer._weights
     x, update = _join(values, values[0]), _join(updates, updates[0])
-    sizes = {i: value.numel() for i, value in zip(indices, values)}
+    sizes = dict(zip(indices, map(places_of, variables)))
     targets, correction = [values], None
     if weights.rounding == "compensated":
-        targets.append([weights.corrections[i].value for i in indices])
+        targets.append(
+            [
+                value_of(weights.corrections[i], variable)
+                for i, variable in zip(indices, variables)
+            ]
+        )
         correction = _join(targets[1], targets[1][0])
     dtype = keras.backend.standardize_dtype(x.dtype)
     x = in_float32(x, correction)

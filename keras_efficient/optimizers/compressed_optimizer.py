@@ -1,7 +1,5 @@
 import math
 
-import keras
-import numpy as np
 from keras import ops
 
 from keras_efficient import backend
@@ -13,19 +11,22 @@ from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.batched_step import batched_step
 from keras_efficient.optimizers.batched_step import step_each
 from keras_efficient.optimizers.dense import dense
+from keras_efficient.optimizers.divided_optimizer import DividedOptimizer
 from keras_efficient.optimizers.excluded import find_excluded
 from keras_efficient.optimizers.excluded import record_of
 from keras_efficient.optimizers.float32_weights import Float32Weights
 from keras_efficient.optimizers.float32_weights import float32_gradients
+from keras_efficient.optimizers.local_shards import check_division
+from keras_efficient.optimizers.local_shards import first_entry
+from keras_efficient.optimizers.local_shards import is_divided
+from keras_efficient.optimizers.local_shards import value_of
 from keras_efficient.optimizers.names import automatic_name
 from keras_efficient.optimizers.names import check_real
-from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.sharded_step import step_on_shards
 from keras_efficient.optimizers.state_layout import is_distributed
-from keras_efficient.optimizers.state_layout import state_layout
 
 
-class CompressedOptimizer(keras.optimizers.Optimizer):
+class CompressedOptimizer(DividedOptimizer):
     """Base class: compressed state for some tensors, plain state for others.
 
     A subclass says which tensors are compressed (`_is_compressible`; those of
@@ -58,14 +59,15 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         **kwargs,
     ):
         name = automatic_name(type(self)) if name is None else name
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(
+            zero=zero, learning_rate=learning_rate, name=name, **kwargs
+        )
         self.min_size = min_size
         self.exclude_layers = list(exclude_layers or [])
         # What was excluded when this was built, or is to be. Not by `setattr`,
         # because TensorFlow would wrap it.
         self.__dict__["_excluded"] = None
         self.weight_rounding = weight_rounding
-        self.zero = zero
         self._weights = Float32Weights(weight_rounding)
 
     def _check_decays(self, *names):
@@ -112,6 +114,9 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             else None
             for variable, is_compressed in zip(variables, self._is_compressed)
         ]
+        for variable, is_compressed in zip(variables, self._is_compressed):
+            if is_divided(variable):
+                check_division(self, variable, is_compressed)
         self._states = [
             self._add_compressed_state(variable)
             if is_compressed
@@ -124,19 +129,6 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         patterns = self.exclude_layers
         return find_excluded(patterns, variables, self._excluded)
 
-    def add_variable_from_reference(
-        self, reference_variable, name=None, initializer="zeros"
-    ):
-        """As in the base class, but never of 16 bits; divided with `zero`."""
-        if not is_16_bit(reference_variable) and not self.zero:
-            return super().add_variable_from_reference(
-                reference_variable, name, initializer
-            )
-        shape = reference_variable.shape
-        return self._add(
-            reference_variable, name or "var", shape, initializer=initializer
-        )
-
     def _is_compressible(self, variable):
         return math.prod(variable.shape) >= max(1, self.min_size)
 
@@ -144,42 +136,10 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         """Return a tuple of variables."""
         raise NotImplementedError
 
-    def _find_shards(self, variable):
-        """Return the `Shards` of a variable whose shards step by themselves.
-
-        `None` where the step is left to the partitioner of XLA.
-        """
-        return None
-
-    def _axes_before_blocks(self, slots):
-        """Return how many axes state has before those of `Shards`.
-
-        For each of `slots`; `None` for what every device has.
-        """
-        return [0 for _ in slots]
-
     def _add_plain_state(self, variable):
         return tuple(
             self._add(variable, name, variable.shape)
             for name in ("momentum", "velocity")
-        )
-
-    def _add(
-        self,
-        variable,
-        name,
-        shape,
-        dtype="float32",
-        layout=None,
-        initializer="zeros",
-        places=(),
-    ):
-        """Add state; `layout` or `places` say how it is divided."""
-        path = path_of(variable).replace("/", "_").replace(":", "_")
-        name = f"{path}_{name}"
-        layout = layout or state_layout(variable, shape, self.zero, places)
-        return self.add_variable(
-            shape, initializer, dtype, layout=layout, name=name
         )
 
     def apply(self, grads, trainable_variables=None):
@@ -222,14 +182,15 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
         """Return what `dispatch.do_steps` takes of a variable."""
         correction = self._weights.corrections[index]
         if correction is not None:
-            correction = ops.convert_to_tensor(correction)
+            correction = value_of(correction, variable)
         return dispatch.Row(
-            parameter=ops.convert_to_tensor(variable),
+            parameter=value_of(variable, variable),
             state=tuple(state),
             gradient=gradient,
             seed=index,
             correction=correction,
             decay=self._decay_of(variable) if is_16_bit(variable) else 0.0,
+            first=first_entry(variable),
         )
 
     def _kernel_arguments(self, learning_rate):
@@ -289,34 +250,8 @@ class CompressedOptimizer(keras.optimizers.Optimizer):
             for i, variable in enumerate(trainable_variables)
         )
 
-    # Files have the state of a tensor in flat order, whatever its axes are.
-
-    def save_own_variables(self, store):
-        flat = self._flat_shapes()
-        for i, variable in enumerate(self.variables):
-            value = variable.numpy()
-            store[str(i)] = np.reshape(value, flat.get(i, value.shape))
-
-    def load_own_variables(self, store):
-        variables, flat = self.variables, self._flat_shapes()
-        if flat and len(store.keys()) == len(variables):
-            store = {key: store[key] for key in store.keys()}
-            for i, shape in flat.items():
-                if tuple(store[str(i)].shape) == shape:
-                    x = np.asarray(store[str(i)])
-                    store[str(i)] = np.reshape(x, variables[i].shape)
-        super().load_own_variables(store)
-
-    def _flat_shapes(self):
-        """Return the shapes in files, by the index among all variables.
-
-        Of those that have other shapes here.
-        """
-        return {}
-
     def get_config(self):
         config = {
-            "zero": self.zero,
             "weight_rounding": self.weight_rounding,
             "exclude_layers": list(self.exclude_layers),
         }

@@ -1,4 +1,3 @@
-import math
 import re
 
 import keras
@@ -10,6 +9,11 @@ from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.ops.weight_rounding import join_weight
 from keras_efficient.ops.weight_rounding import round_weight
 from keras_efficient.ops.weight_rounding import split_weight
+from keras_efficient.optimizers.local_shards import LocalView
+from keras_efficient.optimizers.local_shards import divided_zeros
+from keras_efficient.optimizers.local_shards import is_divided
+from keras_efficient.optimizers.local_shards import places_of
+from keras_efficient.optimizers.local_shards import value_of
 from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
@@ -45,7 +49,7 @@ class Float32Weights:
     def _add_correction(self, optimizer, variable, zero):
         return optimizer.add_variable(
             variable.shape,
-            "zeros",
+            divided_zeros(variable) if is_divided(variable) else "zeros",
             "int8",
             layout=state_layout(variable, variable.shape, zero),
             name=f"{re.sub('[/:]', '_', path_of(variable))}_correction",
@@ -53,19 +57,22 @@ class Float32Weights:
 
     def read(self, index, variable):
         """Return the float32 value of the 16-bit variable of an index."""
-        weight = ops.stop_gradient(ops.convert_to_tensor(variable))
+        weight = ops.stop_gradient(value_of(variable, variable))
         correction = self.corrections[index]
         if correction is None:
             return in_float32(weight)
-        return in_float32(weight, ops.convert_to_tensor(correction))
+        return in_float32(weight, value_of(correction, variable))
 
     def write(self, optimizer, index, variable, x, step):
         """Assign float32 to the 16-bit variable of an index."""
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        sizes = {index: math.prod(variable.shape)}
+        sizes = {index: places_of(variable)}
         weight, correction = self.rounded(x, dtype, sizes, step)
         if correction is not None:
-            optimizer.assign(self.corrections[index], correction)
+            target = self.corrections[index]
+            if isinstance(variable, LocalView):
+                target = LocalView(target)
+            optimizer.assign(target, correction)
         optimizer.assign(variable, weight)
 
     def rounded(self, x, dtype, sizes, step):

@@ -6,6 +6,9 @@ from keras import ops
 
 from keras_efficient.ops import ld_adam_step
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
+from keras_efficient.optimizers.names import setting_of
+
+RANK = 16
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -51,8 +54,10 @@ class LDAdam(CompressedOptimizer):
         learning_rate: A float, a
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable
             without arguments. Defaults to `0.001`.
-        rank: Positive integer, the dimensions of the subspace. Defaults to
-            `16`.
+        rank: Positive integer, the dimensions of the subspace. Or a dictionary
+            from paths of tensors (or regular expressions) to it, such as
+            `keras_efficient.utils.layer_budgets` returns, 16 for others.
+            Defaults to `16`.
         beta_1: Float in [0, 1). Decay of the first moment. Defaults to
             `0.908`.
         beta_2: Float in [0, 1). Decay of the second moment. Defaults to
@@ -111,7 +116,7 @@ class LDAdam(CompressedOptimizer):
     def __init__(
         self,
         learning_rate=0.001,
-        rank=16,
+        rank=RANK,
         beta_1=0.908,
         beta_2=0.99,
         rho=0.908,
@@ -154,7 +159,8 @@ class LDAdam(CompressedOptimizer):
                 "`epsilon` must be positive: the second moment of an entry "
                 f"may be 0. Received: epsilon={self.epsilon}"
             )
-        if self.rank < 1:
+        ranks = self.rank if isinstance(self.rank, dict) else {None: self.rank}
+        if min(ranks.values(), default=1) < 1:
             raise ValueError(
                 f"`rank` must be at least 1. Received: rank={self.rank}"
             )
@@ -165,7 +171,8 @@ class LDAdam(CompressedOptimizer):
         )
 
     def _is_compressible(self, variable):
-        if len(variable.shape) < 2 or min(_sides(variable)) < self.rank:
+        rank = setting_of(self.rank, variable, RANK)
+        if len(variable.shape) < 2 or min(_sides(variable)) < rank:
             return False
         if self.exclude_embeddings and "embedding" in variable.name:
             return False
@@ -173,6 +180,7 @@ class LDAdam(CompressedOptimizer):
 
     def _add_compressed_state(self, variable):
         short, long = sorted(_sides(variable))
+        rank = setting_of(self.rank, variable, RANK)
         buckets = math.ceil(short * long / self.bucket_size)
         error = {
             "quantized": {
@@ -187,12 +195,12 @@ class LDAdam(CompressedOptimizer):
             self._add(
                 variable,
                 "projector",
-                (short, self.rank),
+                (short, rank),
                 initializer=_random_orthonormal,
                 places=(0,),
             ),
-            self._add(variable, "momentum", (self.rank, long), places=(1,)),
-            self._add(variable, "velocity", (self.rank, long), places=(1,)),
+            self._add(variable, "momentum", (rank, long), places=(1,)),
+            self._add(variable, "velocity", (rank, long), places=(1,)),
             *(
                 self._add(variable, name, *slot, places=(0,))
                 for name, slot in error.items()
@@ -214,7 +222,6 @@ class LDAdam(CompressedOptimizer):
         config = {
             name: getattr(self, name)
             for name in (
-                "rank",
                 "beta_1",
                 "beta_2",
                 "rho",
@@ -226,6 +233,9 @@ class LDAdam(CompressedOptimizer):
                 "exclude_embeddings",
             )
         }
+        config["rank"] = self.rank
+        if isinstance(self.rank, dict):
+            config["rank"] = dict(self.rank)
         return {**super().get_config(), **config}
 
 

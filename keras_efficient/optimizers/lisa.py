@@ -102,13 +102,13 @@ class LISA(Adam8bit):
     ):
         super().__init__(
             learning_rate,
-            beta_1,
-            beta_2,
-            epsilon,
-            exclude_layers,
-            weight_rounding,
-            min_size,
-            name,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            exclude_layers=exclude_layers,
+            weight_rounding=weight_rounding,
+            min_size=min_size,
+            name=name,
             **kwargs,
         )
         self.blocks = [layer_names("blocks", x)[0] for x in blocks]

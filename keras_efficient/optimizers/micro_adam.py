@@ -5,17 +5,19 @@ from keras import ops
 
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
-from keras_efficient.ops.micro_adam_arguments import block_axes
-from keras_efficient.ops.micro_adam_arguments import flat_shapes
 from keras_efficient.ops.micro_adam_arguments import state_shapes
 from keras_efficient.ops.micro_adam_step import micro_adam_steps
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
-from keras_efficient.optimizers.state_layout import Shards
+from keras_efficient.optimizers.micro_adam_options import check_options
+from keras_efficient.optimizers.micro_adam_state import BEFORE_BLOCKS
+from keras_efficient.optimizers.micro_adam_state import add_state
+from keras_efficient.optimizers.micro_adam_state import block_shards
+from keras_efficient.optimizers.micro_adam_state import flat_state_shapes
+from keras_efficient.optimizers.micro_adam_state import places_of_blocks
+from keras_efficient.optimizers.names import setting_of
 
-# Axes of each state before those of its blocks.
-BEFORE_BLOCKS = (1, 1, None, 0, 0, 0, 0)
-LARGEST_BLOCK = 2**15  # what the int16 index of an entry can count
+DENSITY = 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -69,8 +71,10 @@ class MicroAdam(CompressedOptimizer):
             Defaults to `10`.
         density: Float in [0, 1], the part of each block that enters the
             window; `ceil(density * block_size)` entries. Without a window, at
-            0, the step is faster and takes 0.58 bytes a parameter. Defaults
-            to `0.01`.
+            0, the step is faster and takes 0.58 bytes a parameter. Or a
+            dictionary from paths of tensors (or regular expressions) to it,
+            such as `keras_efficient.utils.layer_budgets` returns, `0.01` for
+            others; kernels are not used then. Defaults to `0.01`.
         block_size: Integer, a multiple of `bucket_size`, at most 32768.
             Indices take one byte up to 256 and two beyond. Defaults to `256`.
         bucket_size: Even integer, the number of entries that share the
@@ -132,7 +136,7 @@ class MicroAdam(CompressedOptimizer):
         beta_2=0.999,
         epsilon=1e-7,
         window=10,
-        density=0.01,
+        density=DENSITY,
         block_size=256,
         bucket_size=64,
         exclude_layers=None,
@@ -166,109 +170,33 @@ class MicroAdam(CompressedOptimizer):
         self.rounding = rounding
         self.bias_correction = bias_correction
         self.value_dtype = value_dtype
-        self._validate()
-
-    def _validate(self):
-        self._check_decays("beta_1", "beta_2")
-        if not self.epsilon > 0:
-            raise ValueError(
-                "`epsilon` must be positive: the second moment of most "
-                f"entries is 0. Received: epsilon={self.epsilon}"
-            )
-        if not 0 <= self.density <= 1:
-            raise ValueError(
-                "`density` must be in [0, 1]: it is the part of each gradient "
-                f"that enters the window. Received: density={self.density}"
-            )
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(
-                "`alpha` must be in [0, 1]: it is the part of the error "
-                f"feedback that is applied. Received: alpha={self.alpha}"
-            )
-        if not 1 <= self.window:
-            raise ValueError(
-                f"`window` must be at least 1. Received: window={self.window}"
-            )
-        self._check_bucket_size()
-        if not 0 < self.block_size <= LARGEST_BLOCK:
-            raise ValueError(
-                f"`block_size` must be from 1 to {LARGEST_BLOCK}, so that the "
-                "place of an entry fits its int16 index. Received: "
-                f"block_size={self.block_size}"
-            )
-        if self.block_size % self.bucket_size:
-            raise ValueError(
-                "`block_size` must be a multiple of `bucket_size`. Received: "
-                f"block_size={self.block_size}, "
-                f"bucket_size={self.bucket_size}"
-            )
-        self._check_choices(
-            rounding=("stochastic", "nearest"),
-            bias_correction=("window", "full"),
-            value_dtype=("bfloat16", "float32"),
-        )
+        check_options(self)
 
     def _add_compressed_state(self, variable):
-        dtypes = MicroAdamState(
-            indices="uint8" if self.block_size <= 256 else "int16",
-            values=self.value_dtype,
-            written="int32",
-            codes="uint8",
-            low="bfloat16",
-            high="bfloat16",
-            velocity="float32",
-        )
-        shapes = state_shapes(tuple(variable.shape), **self._sizes())
+        density = setting_of(self.density, variable, DENSITY)
+        shapes = state_shapes(tuple(variable.shape), **self._sizes(density))
         shards = self._shards[self._get_variable_index(variable)]
-        slots = []
-        for name, before, *slot in zip(
-            MicroAdamState._fields, BEFORE_BLOCKS, shapes, dtypes
-        ):
-            is_divided = shards and before is not None
-            slots.append(
-                self._add(
-                    variable,
-                    name,
-                    *slot,
-                    layout=shards.layout(before) if is_divided else None,
-                    places=() if before is None else (before,),
-                )
-            )
-        return MicroAdamState(*slots)
+        return add_state(self, variable, shapes, shards)
 
     def _find_shards(self, variable):
-        shape = tuple(variable.shape)
-        blocks = block_axes(shape, self.block_size)
-        if blocks:
-            return Shards(variable, blocks, shape, self.zero)
-        blocks, rest = divmod(math.prod(shape), self.block_size)
-        if not rest:  # they straddle rows
-            view = blocks, self.block_size
-            return Shards(variable, (blocks,), view, self.zero)
-        # The last one is not full: in one piece, if that was to be.
-        shards = Shards(variable, (blocks + 1,), shape, self.zero, parts=(1,))
-        return shards if shards.is_divided else None
+        return block_shards(variable, self.block_size, self.zero)
+
+    def _shapes_of_state(self, shape):
+        if isinstance(self.density, dict):  # it takes more than a shape
+            return None
+        return state_shapes(shape, **self._sizes(self.density))
 
     def _axes_before_blocks(self, slots):
         return BEFORE_BLOCKS
 
     def _flat_shapes(self):
-        places = {id(v): i for i, v in enumerate(self.variables)}
-        return {
-            places[id(slot)]: shape
-            for slots in self._states
-            if len(slots) == len(MicroAdamState._fields)
-            for slot, shape in zip(
-                slots, flat_shapes([tuple(slot.shape) for slot in slots])
-            )
-            if tuple(slot.shape) != shape
-        }
+        return flat_state_shapes(self)
 
-    def _sizes(self):
+    def _sizes(self, density):
         return {
             # Without entries it is one row of nothing.
-            "window": self.window if self.density else 1,
-            "k": math.ceil(self.density * self.block_size),
+            "window": self.window if density else 1,
+            "k": math.ceil(density * self.block_size),
             "block_size": self.block_size,
             "bucket_size": self.bucket_size,
         }
@@ -284,20 +212,34 @@ class MicroAdam(CompressedOptimizer):
             rounding=self.rounding,
             bias_correction=self.bias_correction,
             weight_rounding=self.weight_rounding,
-            **self._sizes(),
+            **self._sizes(self.density),
         )
 
+    def _has_kernel(self, index):
+        # Kernels take tensors of one density.
+        return self.HAS_KERNEL and not isinstance(self.density, dict)
+
     def _step_compressed(self, gradient, state, index, places=None):
+        if places is not None:
+            # Of each entry.
+            places = ops.expand_dims(places, -1) * self.block_size
+            places = [places + ops.arange(self.block_size, dtype="int32")]
         ((update, state),) = self._step_blocks(
             [gradient], [state], [index], places
         )
         return update, *state
 
     def _step_batch(self, rows, learning_rate):
-        seeds, _, _, gradients, states = zip(*rows)
-        results = self._step_blocks(gradients, states, seeds)
-        for row, (update, state) in zip(rows, results):
-            assign(self, row, (update, *state), learning_rate)
+        alike = {}  # of the same window
+        for row in rows:
+            shape = row[4][0].shape
+            alike.setdefault((shape[0], shape[-1]), []).append(row)
+        for rows in alike.values():
+            seeds, variables, _, gradients, states = zip(*rows)
+            places = [places_of_blocks(v, self.block_size) for v in variables]
+            results = self._step_blocks(gradients, states, seeds, places)
+            for row, (update, state) in zip(rows, results):
+                assign(self, row, (update, *state), learning_rate)
 
     def _step_blocks(self, gradients, states, seeds, places=None):
         return micro_adam_steps(
@@ -320,7 +262,6 @@ class MicroAdam(CompressedOptimizer):
                 "beta_2",
                 "epsilon",
                 "window",
-                "density",
                 "block_size",
                 "bucket_size",
                 "min_size",
@@ -330,4 +271,7 @@ class MicroAdam(CompressedOptimizer):
                 "value_dtype",
             )
         }
+        config["density"] = self.density
+        if isinstance(self.density, dict):
+            config["density"] = dict(self.density)
         return {**super().get_config(), **config}

@@ -9,6 +9,7 @@ from keras_efficient.ops import adam_step
 from keras_efficient.ops import sgd_8bit_step
 from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
 from keras_efficient.ops.newton_schulz import newton_schulz
+from keras_efficient.ops.quantize_8bit import scale_shape
 from keras_efficient.ops.sgd_8bit_step import sgd_step
 from keras_efficient.ops.uniform_noise import noise_at
 from keras_efficient.ops.weight_rounding import is_16_bit
@@ -191,6 +192,10 @@ class Muon8bit(CompressedOptimizer):
         if self._is_matrix[self._get_variable_index(variable)]:
             return None
         return code_shards(variable, self.zero)
+
+    def _shapes_of_state(self, shape):
+        # That of matrices is refused, and all others have Adam's.
+        return None if len(shape) == 2 else [shape, scale_shape(shape)] * 2
 
     def _step_compressed(self, gradient, state, index, places=None):
         if self._is_matrix[index]:

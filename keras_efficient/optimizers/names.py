@@ -1,5 +1,7 @@
 """Names of optimizers: of each one, and those that Keras finds them by."""
 
+import re
+
 import keras
 
 
@@ -18,6 +20,29 @@ def automatic_name(cls):
 def path_of(variable):
     """Return the path of a variable of Keras, or the name of another."""
     return getattr(variable, "path", None) or variable.name
+
+
+def setting_of(settings, variable, default):
+    """Return what a dictionary from paths to settings has for a variable.
+
+    A key is a path, or a regular expression (`re.search`). Paths of a model
+    that is loaded may have lost what they begin with, and are then found by
+    their end.
+
+    Args:
+        settings: Dictionary, or one setting for all.
+        variable: A variable.
+        default: What variables without a key have.
+    """
+    if not isinstance(settings, dict):
+        return settings
+    path = path_of(variable)
+    if path in settings:
+        return settings[path]
+    for key, setting in settings.items():
+        if re.search(key, path) or key.endswith(f"/{path}"):
+            return setting
+    return default
 
 
 def check_real(optimizer, variables):

@@ -5,11 +5,13 @@ from keras import ops
 from keras_efficient.ops.joined_blocks import concatenate
 from keras_efficient.ops.joined_blocks import cut
 from keras_efficient.ops.quantize_8bit import GROUP_SIZE
+from keras_efficient.ops.quantize_8bit import first_group
 from keras_efficient.ops.quantize_8bit import join_groups
 from keras_efficient.ops.quantize_8bit import scale_shape
 from keras_efficient.ops.quantize_8bit import split_groups
 from keras_efficient.optimizers.batched_step import assign
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
+from keras_efficient.optimizers.local_shards import first_entry
 from keras_efficient.optimizers.state_layout import code_shards
 
 
@@ -42,6 +44,9 @@ class Optimizer8bit(CompressedOptimizer):
     def _find_shards(self, variable):
         return code_shards(variable, self.zero)
 
+    def _shapes_of_state(self, shape):
+        return [shape, scale_shape(shape)] * len(self.MOMENTS)
+
     def _step_compressed(self, gradient, state, index, places=None):
         size = math.prod(state[1].shape) if places is None else places
         groups = {index: size}
@@ -51,15 +56,14 @@ class Optimizer8bit(CompressedOptimizer):
         """Return the update and the new codes and scales.
 
         `groups` tells of the index of each variable that the gradient is made
-        of how many groups it has, or of a shard where they are in all.
+        of how many groups it has, or where they are in all: what
+        `uniform_noises` takes.
         """
         raise NotImplementedError
 
     def _step_batch(self, rows, learning_rate):
         # Groups of 32 know nothing of the tensor they are in.
-        groups = {
-            row[0]: math.prod(scale_shape(tuple(row[1].shape))) for row in rows
-        }
+        groups = {row[0]: _groups_of(row[1]) for row in rows}
         tensors = []
         for _, _, _, gradient, state in rows:
             gradient = split_groups(ops.cast(gradient, "float32"))
@@ -70,7 +74,7 @@ class Optimizer8bit(CompressedOptimizer):
             tensors.append(row)
         gradient, *state = map(concatenate, zip(*tensors))
         results = self._step_8bit(gradient, state, groups)
-        columns = [cut(x, list(groups.values())) for x in results]
+        columns = [cut(x, list(map(len, groups.values()))) for x in results]
         for row, parts in zip(rows, zip(*columns)):
             shape = tuple(row[1].shape)
             parts = [_join(part, shape) for part in parts]
@@ -96,6 +100,13 @@ def add_codes(optimizer, variable, moments):
         scale = optimizer._add(variable, f"{name}_scale", *scales, places=(0,))
         slots.append(scale)
     return tuple(slots)
+
+
+def _groups_of(variable):
+    """Return where the groups of a variable are in all, as a range."""
+    shape = tuple(variable.shape)
+    first = first_group(shape, first_entry(variable))
+    return range(first, first + math.prod(scale_shape(shape)))
 
 
 def _join(groups, shape):

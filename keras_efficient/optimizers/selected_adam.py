@@ -53,7 +53,8 @@ class SelectedAdam(CompressedOptimizer):
             is 5e-4; it costs 15 times two products of matrices a step, and in
             one of the authors' two optimizers it never reaches the weights.
             Defaults to `0.0`.
-        block_size: Integer from 2 to 256. Defaults to `256`.
+        block_size: Integer from 2 to 32768. Places take one byte up to 256
+            and two beyond. Defaults to `256`.
         beta_1: Float in [0, 1). Defaults to `0.9`.
         beta_2: Float in [0, 1). Defaults to `0.999`.
         epsilon: Positive float, added to the root of the second moment.
@@ -122,7 +123,7 @@ class SelectedAdam(CompressedOptimizer):
         for name, is_right, what in (
             ("epsilon", epsilon > 0, "positive"),
             ("density", 0 < density <= 1, "in (0, 1]"),
-            ("block_size", 2 <= block_size <= 256, "from 2 to 256"),
+            ("block_size", 2 <= block_size <= 2**15, "from 2 to 32768"),
             ("rank_penalty", rank_penalty >= 0, "0 or positive"),
             (
                 "reselect_at",
@@ -137,16 +138,21 @@ class SelectedAdam(CompressedOptimizer):
                 )
 
     @property
+    def _place_dtype(self):
+        return "uint8" if self.block_size <= 256 else "int16"
+
+    @property
     def _k(self):
         return math.ceil(self.density * self.block_size)
 
     def _add_compressed_state(self, variable):
         blocks = math.ceil(math.prod(variable.shape) / self.block_size)
         shape = blocks, self._k
+        places = self._place_dtype
         slots = [
             self._add(variable, name, shape, dtype)
             for name, dtype in (
-                ("places", "uint8"),
+                ("places", places),
                 ("momentum", "float32"),
                 ("velocity", "float32"),
             )
@@ -192,7 +198,7 @@ class SelectedAdam(CompressedOptimizer):
 
     def _first(self, index, variable, old):
         _, places = ops.top_k(self._scores(index, variable), self._k)
-        return ops.cast(places, "uint8"), ops.ones_like(old[1])
+        return ops.cast(places, self._place_dtype), ops.ones_like(old[1])
 
     def _still_trained(self, index, variable, old):
         scores = self._scores(index, variable)
@@ -244,10 +250,10 @@ class SelectedAdam(CompressedOptimizer):
             values = values * ops.cast(slots[3], "float32")
         return ops.cast(self._spread(values, places, shape), gradient.dtype)
 
-    def _step_compressed(self, gradient, state, index):
+    def _step_compressed(self, gradient, state, index, places=None):
         variable = self._trainable_variables[index]
         shape = tuple(variable.shape)
-        places, m, v, *is_trained = state
+        places, m, v, *is_trained = state  # not a shard
         g = self._read(gradient, places)
         w = self._read(ops.convert_to_tensor(variable), places)
         if self.rank_penalty and len(shape) == 2:

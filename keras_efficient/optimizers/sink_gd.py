@@ -180,6 +180,9 @@ class SinkGD(CompressedOptimizer):
             return super()._add_plain_state(variable)
         return add_codes(self, variable, Adam8bit.MOMENTS)
 
+    def _shapes_of_state(self, shape):
+        return []
+
     def _step_compressed(self, gradient, state, index, places=None):
         return (sink_gd_step(gradient, self.sinkhorn_iterations),)
 

@@ -112,8 +112,8 @@ def state_layout(variable, shape, zero=False, places=()):
         variable: `keras.Variable`.
         shape: Shape of the state. That of the variable is divided as it is.
         zero: Boolean, whether unused mesh axes divide it, too.
-        places: Axes of state of another shape that may be divided. Defaults to
-            `()`: it is on every device.
+        places: Axes of state of another shape that may be divided; `None` for
+            state that is on every device, whatever its shape. Defaults to `()`.
 
     Returns:
         `jax.sharding.NamedSharding`, or `None` without a distribution.
@@ -122,11 +122,11 @@ def state_layout(variable, shape, zero=False, places=()):
         return None
     mesh, own = backend.shards.own_sharding(variable)
     sizes = dict(mesh.shape)
-    if tuple(shape) == tuple(variable.shape):
+    if places is not None and tuple(shape) == tuple(variable.shape):
         return backend.shards.sharding_of(
             mesh, _divided(shape, own, sizes, zero)
         )
-    shape = [n if i in places else 1 for i, n in enumerate(shape)]
+    shape = [n if i in (places or ()) else 1 for i, n in enumerate(shape)]
     return backend.shards.sharding_of(mesh, _divided(shape, own, sizes, zero))
 
 

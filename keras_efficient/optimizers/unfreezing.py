@@ -157,7 +157,9 @@ class Unfreezing(OptimizerWrapper):
                 optimizer.apply(*zip(*rows))
             else:
                 gradients, its = map(list, zip(*rows))
-                apply_if(is_active[group], optimizer, gradients, its)
+                apply_if(
+                    is_active[group], optimizer, lambda g=gradients: g, its
+                )
 
     def _clipped(self, grads, places, is_active):
         """Clip by the norm of the gradients of all active groups."""

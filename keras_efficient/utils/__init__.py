@@ -1,9 +1,18 @@
+from keras_efficient.callbacks.average_weights import (
+    average_weights as average_weights,
+)
+from keras_efficient.callbacks.recompute_batch_norm import (
+    recompute_batch_norm as recompute_batch_norm,
+)
 from keras_efficient.conversion.to_tune_mode import to_tune_mode as to_tune_mode
 from keras_efficient.utils.adapt_batch_norm import (
     adapt_batch_norm as adapt_batch_norm,
 )
 from keras_efficient.utils.align_classifier import (
     align_classifier as align_classifier,
+)
+from keras_efficient.utils.average_statistics import (
+    average_statistics as average_statistics,
 )
 from keras_efficient.utils.check_reversibility import (
     check_reversibility as check_reversibility,
@@ -18,6 +27,7 @@ from keras_efficient.utils.input_bases import input_bases as input_bases
 from keras_efficient.utils.item_difficulties import (
     item_difficulties as item_difficulties,
 )
+from keras_efficient.utils.layer_budgets import layer_budgets as layer_budgets
 from keras_efficient.utils.least_squares_stitch import (
     least_squares_stitch as least_squares_stitch,
 )

@@ -472,7 +472,7 @@ def test_data_format_defaults_to_that_of_keras():
 
 @pytest.mark.parametrize("size", [3, (2, 6), (5, 1)])
 def test_haar_needs_powers_of_two(size):
-    with pytest.raises(ValueError, match="`kind='haar'` needs.*powers of two"):
+    with pytest.raises(ValueError, match="`kind='haar'` and.*powers of two"):
         down(2, size)
 
 

@@ -138,7 +138,7 @@ def test_what_cannot_be_right_is_refused():
         {"density": 0.0},
         {"density": 1.5},
         {"select": "best"},
-        {"block_size": 512},
+        {"block_size": 2**16},
         {"rank_penalty": -1.0},
         {"reselect_at": 5, "select": "random"},
         {"beta_1": 1.0},

@@ -41,6 +41,7 @@ TABLE = {
         Row(optimizers.SGD8bit, 5e-2, 2, 1.075, False),
         Row(optimizers.LDAdam, 5e-3, 6, 1.06, False),
         Row(optimizers.SinkGD, 5e-2, 0, 0.0, True),
+        Row(optimizers.SelectedAdam, 5e-3, 3, 9.02, True),
         Row(optimizers.Muon8bit, 5e-3, 2, 1.075, False),
     )
 }
@@ -48,11 +49,14 @@ each_optimizer = pytest.mark.parametrize("name", TABLE)
 
 
 def make(name, learning_rate=0.1, **options):
-    """Return the optimizer; without weight decay, which two have by default."""
+    """Return the optimizer; without weight decay, which two have by default,
+    and for all weights, not a tenth of them."""
     if name in ("AdamW8bit", "Muon8bit"):
         options = {"weight_decay": 0.0, **options}
     if name == "Muon8bit":
         options = {"adam_weight_decay": options["weight_decay"], **options}
+    if name == "SelectedAdam":
+        options = {"density": 1.0, **options}
     return TABLE[name].cls(learning_rate, **options)
 
 

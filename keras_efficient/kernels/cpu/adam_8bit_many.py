@@ -35,13 +35,20 @@ def do_steps(rows, arguments):
     sizes = [arguments.sizes(tuple(row.parameter.shape)) for row in rows]
     entries = np.array([size.rows * size.columns for size in sizes])
     numbers = [[*size, row.seed] for size, row in zip(sizes, rows)]
+    # Of the groups of 32 and of the entries of a shard, in the whole tensor.
+    firsts = [
+        [row.first * size.groups // (size.rows * size.columns), row.first]
+        for size, row in zip(sizes, rows)
+    ]
     addresses, decays = weight_columns(tensors.addresses, rows)
     parameter, *_, gradient = tensors.likes
     momentum_bias, velocity_bias = arguments.biases
     _adam_8bit_many(
         np.zeros(1, "int64"),
         count_threads(entries, ENTRIES_A_PART),
-        add_parts([addresses, numbers, decays], entries, ENTRIES_A_PART),
+        add_parts(
+            [addresses, numbers, decays, firsts], entries, ENTRIES_A_PART
+        ),
         parameter,
         gradient,
         arguments.learning_rate,
@@ -73,8 +80,8 @@ def _adam_8bit_many(
 
     `table` has, for each tensor, the addresses of what `adam_8bit` calls
     parameter, correction, momentum_codes, momentum_scale, velocity_codes,
-    velocity_scale and gradient; rows, columns, groups, seed and the decay; and
-    what `add_parts` adds.
+    velocity_scale and gradient; rows, columns, groups, seed and the decay; the
+    places of the first group and entry; and what `add_parts` adds.
     `parameter` and `gradient` are empty and tell the dtypes.
     """
     scalars = learning_rate[0], momentum_bias[0], velocity_bias[0]
@@ -114,12 +121,12 @@ def _take_parts(taken, table, likes, scalars, constants, choices):
             places=places,
         )
         tiles, a_row, columns = divide(rows, columns, groups)
-        noise = mix(step + mix(np.uint32(seed)))
+        noise = mix(step + mix(np.uint32(seed))) + np.uint32(row[12])
         rounding = Rounding(
             rate=rate,
             decay=from_bits(np.int32(row[11])),
             is_random=is_random,
-            noise=weight_noise(step, seed),
+            noise=np.uint32(weight_noise(step, seed) + np.uint32(row[13])),
             fused=False,
         )
         first, last = part * tiles // parts, (part + 1) * tiles // parts

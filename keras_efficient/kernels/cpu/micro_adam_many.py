@@ -44,7 +44,7 @@ def do_steps(rows, arguments):
     sizes = np.array([row.parameter.numel() for row in rows])
     seeds = [row.seed for row in rows]
     addresses, decays = weight_columns(tensors.addresses, rows)
-    columns = [addresses, sizes, seeds, decays]
+    columns = [addresses, sizes, seeds, decays, [row.first for row in rows]]
     # There may be a correction among the first ones.
     parameter, *_ = tensors.likes
     *_, indices, values, _, _, _, _, _, gradient = tensors.likes
@@ -100,9 +100,9 @@ def _micro_adam_many(
 
     `table` has, for each tensor, the addresses of what `micro_adam` calls
     parameter, correction, indices, values, written, codes, low, high, velocity
-    and gradient; the number of its entries; its seed; its decay; and what
-    `add_parts` adds. `parameter`, `indices`, `values` and `gradient` are empty
-    and tell dtypes.
+    and gradient; the number of its entries; its seed; its decay; the place of
+    its first entry; and what `add_parts` adds. `parameter`, `indices`, `values`
+    and `gradient` are empty and tell dtypes.
     """
     sizes = window[0], k[0], block_size[0], bucket_size[0]
     likes = parameter, indices, values, gradient
@@ -152,7 +152,10 @@ def _take_parts(
     while tensor < table.shape[0]:
         arrays = _arrays_at(table[tensor], likes, sizes)
         seed, decay = table[tensor, 11], table[tensor, 12]
+        entry = np.uint32(table[tensor, 13])
         noise = noise_key(step, seed, is_stochastic)
+        if is_stochastic:
+            noise = np.int64(np.uint32(np.uint32(noise) + entry))
         layout = Layout(block_size, half, rows[tensor], noise)
         numbers = gather(
             momentum_bias,
@@ -166,7 +169,7 @@ def _take_parts(
             rate=rate,
             decay=from_bits(np.int32(decay)),
             is_random=is_random,
-            noise=weight_noise(step, seed),
+            noise=np.uint32(weight_noise(step, seed) + entry),
             fused=False,
         )
         blocks = arrays.velocity.size

@@ -111,6 +111,20 @@ class BaseInvertibleConv(InvertibleLayer):
         seen = all(isinstance(n, int) and n == 0 for _, n in add)
         return x if seen else ops.pad(x, add)
 
+    def position_matrix(self):
+        *window, inputs, outputs = self.kernel.shape
+        inputs *= math.prod(window)
+        if tuple(window) != tuple(self.strides) or inputs != outputs:
+            raise ValueError(
+                "The determinant of a convolution is that of its kernel only "
+                "if windows do not overlap and channels get as many as pixels "
+                f"are lost. Received: layer '{self.name}' with kernel_size="
+                f"{self.kernel_size}, strides={self.strides}, from {inputs} "
+                f"numbers a window to {outputs}. Use `kernel_size=strides`, "
+                "such as 1, or put couplings between such layers."
+            )
+        return ops.reshape(self.kernel, (inputs, outputs))
+
     def _invert(self, outputs):
         if self.use_bias:
             outputs = outputs - self._shaped_bias()

@@ -74,6 +74,15 @@ class InvertibleDense(InvertibleLayer, keras.layers.Dense):
         y = super().adjoint(outputs)
         return ops.matmul(y, ops.transpose(ops.cast(self.kernel, y.dtype)))
 
+    def position_matrix(self):
+        inputs, outputs = self.kernel.shape
+        if inputs != outputs:
+            raise ValueError(
+                f"Layer '{self.name}' maps {inputs} features to {outputs}, so "
+                "its Jacobian has no determinant. Use as many units as inputs."
+            )
+        return ops.convert_to_tensor(self.kernel)
+
     def _invert(self, outputs):
         if self.use_bias:
             outputs = outputs - ops.cast(self.bias, outputs.dtype)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_efficient.backend import nested
+from keras_efficient.layers.invertible.examples import sum_per_example
 
 
 class InvertibleLayer(keras.layers.Layer):
@@ -40,6 +41,33 @@ class InvertibleLayer(keras.layers.Layer):
     def adjoint(self, outputs):
         """Apply the transpose of E to `outputs`."""
         return self._standardize(outputs, "adjoint")
+
+    def log_det(self, inputs):
+        """Return `log |det J|`, J the Jacobian of all outputs by all inputs.
+
+        Args:
+            inputs: A tensor, as `call` takes it.
+
+        Returns:
+            Tensor of shape `(batch,)`.
+
+        Raises:
+            ValueError: the layer does not map each position to as many
+                features as it has, by a matrix of its own.
+        """
+        x = self._standardize(inputs, "log_det")
+        matrix = self.position_matrix()
+        _, log_det = ops.slogdet(matrix)
+        # One matrix for each position.
+        share = log_det / matrix.shape[-1]
+        return sum_per_example(ops.zeros_like(x) + ops.cast(share, x.dtype))
+
+    def position_matrix(self):
+        """Return the square matrix that E applies to each position."""
+        raise ValueError(
+            f"Layer '{self.name}' (of {type(self)}) does not tell the "
+            "determinant of its Jacobian. Define `log_det(inputs)`."
+        )
 
     def compute_inverse_shape(self, output_shape):
         return tuple(output_shape)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.layers.invertible.examples import sum_per_example
 from keras_efficient.layers.invertible.invertible_layer import InvertibleLayer
 
 
@@ -111,6 +112,18 @@ class InvertibleLeakyReLU(InvertibleLayer):
 
     def _invert(self, outputs):
         return self._scale(outputs, -1)
+
+    def log_det(self, inputs):
+        """Return the sum of the logarithms of the slopes."""
+        x = self._standardize(inputs, "log_det")
+        if self.learned:
+            positive, negative = self.log_positive, self.log_negative
+        else:
+            positive = math.log(self.positive_slope)
+            negative = math.log(self.negative_slope)
+        zeros = ops.zeros_like(x)
+        logs = ops.where(x >= 0, zeros + positive, zeros + negative)
+        return sum_per_example(logs)
 
     def _scale(self, x, power):
         x = ops.cast(x, self.variable_dtype)

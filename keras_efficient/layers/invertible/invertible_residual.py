@@ -95,6 +95,10 @@ class InvertibleResidual(InvertibleLayer):
         y = super().adjoint(outputs)
         return y + ops.cast(self.layer.adjoint(y), y.dtype)
 
+    def position_matrix(self):
+        matrix = self.layer.position_matrix()
+        return matrix + ops.eye(matrix.shape[-1], dtype=matrix.dtype)
+
     def _invert(self, outputs):
         return self.adjoint(outputs)
 

@@ -95,6 +95,17 @@ class InvertibleSequential(InvertibleLayer):
             outputs = layer.inverse(outputs)
         return outputs
 
+    def log_det(self, inputs):
+        """Return the sum of `log |det J|` of the layers."""
+        x, total = self._standardize(inputs, "log_det"), 0.0
+        for layer in self.layers:
+            if hasattr(layer, "log_det"):
+                x, more = layer(x), layer.log_det(x)
+            else:  # a reversible layer
+                x, more = layer(x, return_log_det=True)
+            total = total + more
+        return total
+
     def _linear_layers(self):
         for layer in self.layers:
             if not hasattr(layer, "adjoint"):

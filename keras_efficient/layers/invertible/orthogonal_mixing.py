@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.layers.invertible.examples import zeros_per_example
 from keras_efficient.layers.invertible.invertible_layer import InvertibleLayer
 from keras_efficient.layers.invertible.orthogonal import PARAMETRIZATIONS
 from keras_efficient.layers.invertible.orthogonal import first_weight
@@ -104,6 +105,10 @@ class OrthogonalMixing(InvertibleLayer):
     def adjoint(self, outputs):
         matrix = ops.transpose(self._matrix())
         return self._multiply(super().adjoint(outputs), matrix)
+
+    def log_det(self, inputs):
+        """Return zeros, of shape `(batch,)`."""
+        return zeros_per_example(self._standardize(inputs, "log_det"))
 
     def _invert(self, outputs):
         return self.adjoint(outputs)

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.layers.invertible.examples import sum_per_example
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_sub_layer
 from keras_efficient.layers.reversible.sub_layers import check_sub_layers
@@ -92,20 +93,38 @@ class AffineCoupling(ReversibleLayer):
         build_sub_layer(self, "g", first, self._twice(second), shared)
 
     def couple(self, streams, evaluate):
-        x1, x2 = streams
-        u, t = self._halves(evaluate(self.f, x2))
-        y1 = self._scale(u) * x1 + t
-        u, t = self._halves(evaluate(self.g, y1))
-        y2 = self._scale(u) * x2 + t
-        return y1, y2
+        return self._couple(streams, evaluate)[0]
 
     def uncouple(self, streams, evaluate):
+        return self._uncouple(streams, evaluate)[0]
+
+    def couple_with_log_det(self, streams, evaluate):
+        outputs, raw = self._couple(streams, evaluate)
+        return outputs, self._sum_of_logs(raw)
+
+    def uncouple_with_log_det(self, streams, evaluate):
+        inputs, raw = self._uncouple(streams, evaluate)
+        return inputs, self._sum_of_logs(raw)
+
+    def _couple(self, streams, evaluate):
+        """Return the outputs and the raw scales."""
+        x1, x2 = streams
+        u1, t = self._halves(evaluate(self.f, x2))
+        y1 = self._scale(u1) * x1 + t
+        u2, t = self._halves(evaluate(self.g, y1))
+        y2 = self._scale(u2) * x2 + t
+        return (y1, y2), (u1, u2)
+
+    def _uncouple(self, streams, evaluate):
         y1, y2 = streams
-        u, t = self._halves(evaluate(self.g, y1))
-        x2 = (y2 - t) / self._scale(u)
-        u, t = self._halves(evaluate(self.f, x2))
-        x1 = (y1 - t) / self._scale(u)
-        return x1, x2
+        u2, t = self._halves(evaluate(self.g, y1))
+        x2 = (y2 - t) / self._scale(u2)
+        u1, t = self._halves(evaluate(self.f, x2))
+        x1 = (y1 - t) / self._scale(u1)
+        return (x1, x2), (u1, u2)
+
+    def _sum_of_logs(self, raw):
+        return sum(sum_per_example(u * self._shrink(u)) for u in raw)
 
     def pull_back(self, outputs, cotangents, vjp):
         """Reconstruct the inputs and pull the cotangents back to them.

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.layers.invertible.examples import zeros_per_example
 from keras_efficient.layers.invertible.orthogonal import PARAMETRIZATIONS
 from keras_efficient.layers.invertible.orthogonal import first_weight
 from keras_efficient.layers.invertible.orthogonal import orthogonal
@@ -124,6 +125,16 @@ class BaseInvertibleResampling(keras.layers.Layer):
         x = ops.transpose(x, np.argsort(self._window_axes()).tolist())
         sizes = [n * p for n, p in zip(grid, self.pool_size)]
         return ops.reshape(x, self._shape(batch, sizes, [channels]))
+
+    def log_det(self, inputs):
+        """Return `log |det U|` for each example: zeros."""
+        if self.padding == "same":
+            raise ValueError(
+                f"Layer '{self.name}' appends zeros, so its Jacobian has no "
+                "determinant. Use `padding='valid'`."
+            )
+        x = ops.convert_to_tensor(inputs, self.compute_dtype)
+        return zeros_per_example(x)
 
     def downsampled_shape(self, shape):
         batch, sizes, channels = self._parts(shape)

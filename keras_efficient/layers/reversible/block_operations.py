@@ -32,3 +32,11 @@ class Undone:
 
     def pull_back(self, outputs, cotangents, vjp):
         return vjp.derive(self, outputs, cotangents)
+
+    def couple_with_log_det(self, streams, evaluate):
+        inputs, log_det = self.block.uncouple_with_log_det(streams, evaluate)
+        return inputs, -log_det
+
+    def uncouple_with_log_det(self, streams, evaluate):
+        outputs, log_det = self.block.couple_with_log_det(streams, evaluate)
+        return outputs, -log_det

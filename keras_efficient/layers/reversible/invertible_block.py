@@ -2,6 +2,7 @@ import keras
 
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
+from keras_efficient.layers.reversible.log_det import AtInputs
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import joined
 
@@ -62,8 +63,23 @@ class InvertibleBlock(ReversibleLayer):
         x = self.layer.inverse(join(streams, self.axis))
         return (x,) if self._alone else split(x, self.axis, self._size)
 
+    def couple_with_log_det(self, streams, evaluate):
+        return self.couple(streams, evaluate), self._log_det(streams)
+
+    def uncouple_with_log_det(self, streams, evaluate):
+        inputs = self.uncouple(streams, evaluate)
+        return inputs, self._log_det(inputs)
+
+    def _log_det(self, streams):
+        if not hasattr(self.layer, "log_det"):
+            raise ValueError(
+                f"Layer '{self.layer.name}' does not tell its determinant: "
+                "it needs a method `log_det(inputs)`."
+            )
+        return self.layer.log_det(join(streams, self.axis))
+
     def pull_back(self, outputs, cotangents, vjp):
-        block = _AtInputs(self) if self.keeps_inputs else self
+        block = AtInputs(self) if self.keeps_inputs else self
         return vjp.derive(block, outputs, cotangents)
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
@@ -84,16 +100,6 @@ class InvertibleBlock(ReversibleLayer):
     def from_config(cls, config):
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
-
-
-class _AtInputs:
-    """A block whose backward pass begins with its inputs."""
-
-    def __init__(self, block):
-        self.couple = block.couple
-
-    def uncouple(self, streams, evaluate):
-        return streams
 
 
 def as_blocks(layers):

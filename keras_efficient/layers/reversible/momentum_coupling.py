@@ -1,5 +1,9 @@
-import keras
+import math
 
+import keras
+from keras import ops
+
+from keras_efficient.layers.invertible.examples import sum_per_example
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_sub_layer
 from keras_efficient.layers.reversible.sub_layers import check_sub_layers
@@ -88,6 +92,16 @@ class MomentumCoupling(ReversibleLayer):
         x = x - v
         value = evaluate(self.f, x)
         return x, (v - (1 - self.momentum) * value) / self.momentum
+
+    def couple_with_log_det(self, streams, evaluate):
+        return self.couple(streams, evaluate), self._log_det(streams)
+
+    def uncouple_with_log_det(self, streams, evaluate):
+        return self.uncouple(streams, evaluate), self._log_det(streams)
+
+    def _log_det(self, streams):
+        v = streams[1]
+        return sum_per_example(ops.full_like(v, math.log(self.momentum)))
 
     def pull_back(self, outputs, cotangents, vjp):
         """Reconstruct the inputs and pull the cotangents back to them.

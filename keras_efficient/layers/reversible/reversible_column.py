@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.layers.invertible.examples import sum_per_example
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import check_sub_layers
 from keras_efficient.layers.reversible.sub_layers import compatible
@@ -148,6 +149,27 @@ class ReversibleColumn(ReversibleLayer):
             if not self.first:
                 c[i] = (streams[i + 1] - y) / self._scale(i)
         return streams[:1] if self.first else (streams[0], *c)
+
+    def couple_with_log_det(self, streams, evaluate):
+        self._check_square()
+        return self.couple(streams, evaluate), self._log_det(streams)
+
+    def uncouple_with_log_det(self, streams, evaluate):
+        self._check_square()
+        return self.uncouple(streams, evaluate), self._log_det(streams)
+
+    def _check_square(self):
+        if self.first:
+            self._check_volume()
+
+    def _log_det(self, streams):
+        logs = [
+            ops.log(ops.abs(self._scale(i))) for i in range(len(self.levels))
+        ]
+        return sum(
+            sum_per_example(ops.zeros_like(c) + log)
+            for c, log in zip(streams[1:], logs)
+        )
 
     def pull_back(self, outputs, cotangents, vjp):
         """Reconstruct the inputs and pull the cotangents back to them.

@@ -2,24 +2,23 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
-from keras_efficient.autodiff.capture import IMPLICIT_MASK
 from keras_efficient.autodiff.capture import accepted
 from keras_efficient.autodiff.plain_run import evaluator
-from keras_efficient.autodiff.plain_run import plain_run
-from keras_efficient.autodiff.reconstruction_check import ReconstructionCheck
 from keras_efficient.autodiff.reversible_run import reversible_run
 from keras_efficient.autodiff.scanned_run import scanned_run
 from keras_efficient.backend import nested
 from keras_efficient.layers.reversible.block_operations import Couple
 from keras_efficient.layers.reversible.block_operations import Undone
+from keras_efficient.layers.reversible.log_det import HasLogDet
+from keras_efficient.layers.reversible.run_blocks import run_blocks
+from keras_efficient.layers.reversible.sub_layers import build_with_arguments
 from keras_efficient.layers.reversible.sub_layers import shared_arguments
 from keras_efficient.layers.reversible.sub_layers import split_shape
 from keras_efficient.layers.reversible.sub_layers import sub_layers
-from keras_efficient.layers.reversible.sub_layers import symbol
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
-class ReversibleLayer(keras.layers.Layer):
+class ReversibleLayer(HasLogDet, keras.layers.Layer):
     """Base class of layers whose inputs can be computed from their outputs.
 
     To write a coupling of your own, subclass it and say how it computes
@@ -52,6 +51,10 @@ class ReversibleLayer(keras.layers.Layer):
             Keras fills it in from the inputs if there is nothing else. (What
             hangs on the inputs hangs on those of sub-layers, too.)
         training: Python bool, passed on to all sub-layers.
+        return_log_det: Python bool. Whether to return `(outputs, log_det)`,
+            with `log |det J|` of shape `(batch,)`, J being the Jacobian of
+            all outputs by all inputs of an example: for normalizing flows.
+            Defaults to `False`.
         **arguments: Further arguments by name, for all sub-layers whose
             `call` has them: tensors, to which gradients flow back, nested
             structures of them, or anything else.
@@ -111,7 +114,7 @@ class ReversibleLayer(keras.layers.Layer):
         )
         self.supports_masking = True
         self.axis = axis
-        self._built_with_arguments = False
+        self.built_with_arguments = False
 
     # Not `forward`: on PyTorch a layer is a module, and that is its call.
     def couple(self, streams, evaluate):
@@ -173,24 +176,23 @@ class ReversibleLayer(keras.layers.Layer):
         streams = tuple(map(self.symbol, shapes))
         Couple(self).compute_output_spec(streams, shared)
 
-    def call(self, inputs, context=None, mask=None, training=None, **arguments):
-        kind = type(inputs)
+    def call(
+        self,
+        inputs,
+        context=None,
+        mask=None,
+        training=None,
+        return_log_det=False,
+        **arguments,
+    ):
         shared = shared_arguments(inputs, context, mask, arguments)
-        self._build_with_arguments(inputs, shared)
-        inputs, axis = self.standardize_streams(inputs)
+        build_with_arguments(self, inputs, shared)
         scan = self.scan and backend.recomputed_loop is not None
-        run = scanned_run if scan else reversible_run
+        run = scanned_run if scan and not return_log_det else reversible_run
         blocks = self.couplings()
-        outputs = self._run(run, blocks, inputs, shared, training, axis)
-        return list(outputs) if kind is list else outputs
-
-    def _run(self, run, blocks, inputs, shared, training, axis):
-        """Call `run`; `plain_run` for `None`, and in the plain twin."""
-        arguments = blocks, inputs, shared, bool(training), axis, self.exact
-        if run is None or not self.reversible:
-            return plain_run(*arguments)
-        check = self.check and ReconstructionCheck(self.name, self.check)
-        return run(*arguments, check)
+        return run_blocks(
+            self, run, blocks, inputs, shared, training, return_log_det
+        )
 
     def takes(self, name):
         """Whether a sub-layer has a call argument of this name."""
@@ -199,7 +201,13 @@ class ReversibleLayer(keras.layers.Layer):
         )
 
     def inverse(
-        self, outputs, context=None, mask=None, training=False, **arguments
+        self,
+        outputs,
+        context=None,
+        mask=None,
+        training=False,
+        return_log_det=False,
+        **arguments,
     ):
         """Return the inputs for which the layer gives `outputs`.
 
@@ -212,6 +220,7 @@ class ReversibleLayer(keras.layers.Layer):
             mask: As in the call.
             training: Python bool. With `True`, BatchNormalization uses the
                 statistics of the batch, and Dropout cannot be inverted.
+            return_log_det: As in the call, of the inverse.
             **arguments: As in the call.
 
         Returns:
@@ -222,14 +231,13 @@ class ReversibleLayer(keras.layers.Layer):
                 f"Layer '{self.name}' has to be built before `inverse` is "
                 "used. Call it on inputs once, or call `build(input_shape)`."
             )
-        kind = type(outputs)
         shared = shared_arguments(outputs, context, mask, arguments)
-        outputs, axis = self.standardize_streams(outputs)
         blocks = [Undone(block) for block in reversed(self.couplings())]
         is_lean = all(block.bijective for block in blocks)
         run = reversible_run if is_lean else None
-        inputs = self._run(run, blocks, outputs, shared, training, axis)
-        return list(inputs) if kind is list else inputs
+        return run_blocks(
+            self, run, blocks, outputs, shared, training, return_log_det
+        )
 
     def stream_shapes(self, inputs_shape):
         """List the shapes of the streams, given that of the input(s)."""
@@ -245,14 +253,26 @@ class ReversibleLayer(keras.layers.Layer):
         return inputs_shape
 
     def compute_output_spec(
-        self, inputs, context=None, mask=None, training=None, **arguments
+        self,
+        inputs,
+        context=None,
+        mask=None,
+        training=None,
+        return_log_det=False,
+        **arguments,
     ):
         shared = shared_arguments(inputs, context, mask, arguments)
-        self._build_with_arguments(inputs, shared)
-        if not isinstance(inputs, (list, tuple)):
-            return self.symbol(self.compute_output_shape(tuple(inputs.shape)))
-        shapes = self.compute_output_shape([tuple(x.shape) for x in inputs])
-        return type(inputs)(map(self.symbol, shapes))
+        build_with_arguments(self, inputs, shared)
+        shapes = nested.map_structure(lambda x: tuple(x.shape), inputs)
+        shapes = self.compute_output_shape(shapes)
+        if isinstance(inputs, (list, tuple)):
+            outputs = type(inputs)(map(self.symbol, shapes))
+        else:
+            outputs = self.symbol(tuple(shapes))
+        if not return_log_det:
+            return outputs
+        first = nested.flatten(inputs)[0]
+        return outputs, self.symbol(tuple(first.shape)[:1])
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
@@ -267,27 +287,3 @@ class ReversibleLayer(keras.layers.Layer):
                 `autodiff.fixed_point.to_kind`.
         """
         return evaluator(self, shared, training, kind)
-
-    def _build_with_arguments(self, inputs, shared):
-        """Check that somebody takes them, and build sub-layers with them."""
-        masks = "mask", IMPLICIT_MASK
-        others = {name: x for name, x in shared.items() if name not in masks}
-        lost = [name for name in others if not self.takes(name)]
-        if lost:
-            raise ValueError(
-                f"No sub-layer of '{self.name}' has a call argument of the "
-                f"name(s) {lost}. Received: {sorted(others)}. Name the "
-                "argument as in the `call` of the sub-layer, or leave it out."
-            )
-        if not others or self._built_with_arguments:
-            return
-        shapes = nested.map_structure(lambda x: tuple(x.shape), inputs)
-        shared = nested.map_structure(symbol, others)
-        self.build_sub_layers(self.stream_shapes(shapes), shared)
-        self._built_with_arguments = True
-
-    def standardize_streams(self, inputs):
-        """Return the inputs as tensors, and where to split a single one."""
-        if isinstance(inputs, (list, tuple)):
-            return tuple(ops.cast(x, self.compute_dtype) for x in inputs), None
-        return ops.cast(inputs, self.compute_dtype), self.axis

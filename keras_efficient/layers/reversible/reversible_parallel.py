@@ -108,6 +108,30 @@ class ReversibleParallel(ReversibleLayer):
             inputs.append(y)
         return tuple(inputs)
 
+    def couple_with_log_det(self, streams, evaluate):
+        outputs, total = [], 0.0
+        for block, x in zip(self.blocks, streams, strict=True):
+            if block is not None:
+                x = self._split(block, x)
+                for coupling in block.couplings():
+                    x, more = coupling.couple_with_log_det(x, evaluate)
+                    total = total + more
+                x = join(x, self.axis)
+            outputs.append(x)
+        return tuple(outputs), total
+
+    def uncouple_with_log_det(self, streams, evaluate):
+        inputs, total = [], 0.0
+        for block, y in zip(self.blocks, streams, strict=True):
+            if block is not None:
+                y = self._split(block, y)
+                for coupling in reversed(block.couplings()):
+                    y, more = coupling.uncouple_with_log_det(y, evaluate)
+                    total = total + more
+                y = join(y, self.axis)
+            inputs.append(y)
+        return tuple(inputs), total
+
     def pull_back(self, outputs, cotangents, vjp):
         inputs, d_inputs = [], []
         for block, y, d in zip(self.blocks, outputs, cotangents, strict=True):

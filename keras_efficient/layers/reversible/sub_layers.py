@@ -107,6 +107,25 @@ def build_block(block, shapes, arguments_shape):
     block.build(shapes, *([] if arguments_shape is None else [arguments_shape]))
 
 
+def build_with_arguments(layer, inputs, shared):
+    """Check that somebody takes them, and build sub-layers with them."""
+    masks = "mask", IMPLICIT_MASK
+    others = {name: x for name, x in shared.items() if name not in masks}
+    lost = [name for name in others if not layer.takes(name)]
+    if lost:
+        raise ValueError(
+            f"No sub-layer of '{layer.name}' has a call argument of the "
+            f"name(s) {lost}. Received: {sorted(others)}. Name the "
+            "argument as in the `call` of the sub-layer, or leave it out."
+        )
+    if not others or layer.built_with_arguments:
+        return
+    shapes = nested.map_structure(lambda x: tuple(x.shape), inputs)
+    shared = nested.map_structure(symbol, others)
+    layer.build_sub_layers(layer.stream_shapes(shapes), shared)
+    layer.built_with_arguments = True
+
+
 def build_sub_layer(layer, name, input_shape, output_shape, shared):
     """Build `layer.<name>` and check that it keeps to shapes."""
     sub_layer = getattr(layer, name)

@@ -1,0 +1,283 @@
+"""
+Title: Normalizing flows whose memory does not grow with depth
+Author: The keras_efficient authors
+Date created: 2026/11/26
+Last modified: 2026/11/26
+Description: Densities of two moons and of handwritten digits, and samples.
+Accelerator: None
+"""
+
+"""
+## What this guide does
+
+It trains two normalizing flows by maximum likelihood, one on points of two
+half circles and one on handwritten digits, draws samples of both, and prints
+how many bits they need for test data, beside a Gaussian that was fitted to the
+same data, and how many bytes a training step keeps. It draws
+`normalizing_flow.png`.
+
+```shell
+KERAS_BACKEND=jax python guides/normalizing_flow.py
+```
+
+`KERAS_BACKEND` may be `jax`, `tensorflow` or `torch`. It has to be set before
+Keras is imported for the first time.
+"""
+
+import argparse
+import math
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import matplotlib
+import numpy as np
+from keras import layers
+from keras import ops
+from rich.console import Console
+from rich.table import Table
+
+import keras_efficient
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+"""
+## A flow is a run
+
+An invertible function b turns data x into z = b(x), and a normal density of z
+into one of x:
+
+```
+log p(x) = log N(b(x); 0, I) + log |det J_b(x)|
+```
+
+`return_log_det=True` gives the second term. The sum goes along as one more
+stream of the run, so that a training step keeps the output of the run and a
+number an example, however many blocks there are. Samples are
+`run.inverse(z)`, for normal z.
+
+Affine couplings scale one half of the numbers by functions of the other half.
+An orthogonal matrix that is learned mixes the halves in between.
+"""
+
+
+def function(inputs, outputs, width, dropout):
+    """Return a network whose first values are zero: couplings start as 1."""
+    return keras.Sequential(
+        [
+            keras.Input((inputs,)),
+            layers.Dense(width, "gelu"),
+            layers.Dropout(dropout),
+            layers.Dense(2 * outputs, kernel_initializer="zeros"),
+        ]
+    )
+
+
+def blocks_of(size, depth, width, dropout):
+    first, second = size // 2, size - size // 2
+    blocks = []
+    for _ in range(depth):
+        mixing = keras_efficient.layers.OrthogonalMixing(
+            kernel_initializer="random_normal"
+        )
+        coupling = keras_efficient.layers.AffineCoupling(
+            function(second, first, width, dropout),
+            function(first, second, width, dropout),
+        )
+        blocks += [mixing, coupling]
+    return blocks
+
+
+class Flow(keras.Model):
+    """Tells the logarithm of the density of its inputs."""
+
+    def __init__(self, size, depth, width, dropout=0.0, reversible=True):
+        super().__init__()
+        self.size = size
+        self.run = keras_efficient.layers.ReversibleSequence(
+            blocks_of(size, depth, width, dropout), reversible
+        )
+
+    def call(self, x, training=None):
+        z, log_det = self.run(x, training=training, return_log_det=True)
+        square = ops.sum(z * z, axis=-1)
+        return log_det - 0.5 * (square + self.size * math.log(2 * math.pi))
+
+    def sample(self, number, seed=0):
+        z = keras.random.normal((number, self.size), seed=seed)
+        return ops.convert_to_numpy(self.run.inverse(z))
+
+
+def train(flow, x, epochs, learning_rate):
+    steps = epochs * -(-len(x) // 128)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-2)
+    # There are no targets: the mean of the outputs is the likelihood.
+    flow.compile(optimizer, lambda _, log_p: -ops.mean(log_p))
+    flow.fit(x, np.zeros(len(x)), 128, epochs, verbose=0)
+
+
+"""
+## The data
+
+Both come from scikit-learn. The digits have 64 pixels of 17 levels of gray.
+Uniform noise makes continuous numbers of them, and a logit takes these from
+(0, 1) to all numbers; its determinant is added to the likelihood, which is
+then one of the pixels: at least as many bits as a code of the images needs.
+"""
+
+LEVELS, MARGIN = 17, 0.01
+
+
+def moons(number, seed):
+    from sklearn.datasets import make_moons
+
+    return make_moons(number, noise=0.06, random_state=seed)[0].astype(
+        "float32"
+    )
+
+
+def digits(seed=0):
+    """Return training and test images, as integers from 0 to 16."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    return train_test_split(x, test_size=0.2, random_state=seed, stratify=y)
+
+
+def to_numbers(pixels, rng):
+    """Return what the flow sees, and the logarithm of the determinant."""
+    x = (pixels + rng.uniform(size=pixels.shape)) / LEVELS
+    p = MARGIN + (1 - 2 * MARGIN) * x
+    log_det = np.log((1 - 2 * MARGIN) / (p * (1 - p)) / LEVELS)
+    return np.log(p / (1 - p)).astype("float32"), log_det.sum(-1)
+
+
+def to_pixels(numbers):
+    p = 1 / (1 + np.exp(-numbers))
+    return (p - MARGIN) / (1 - 2 * MARGIN)
+
+
+"""
+## Bits
+
+The negative logarithm of a likelihood, to base 2 and divided by the number of
+values, counts bits a value. What any fair code needs for pixels of 17 levels is
+log2(17) = 4.09. The Gaussian has the mean and the covariance of the training
+data (for the digits a little of the identity is added, for the pixels that are
+always black).
+"""
+
+
+def bits(log_p, size):
+    return float(-np.mean(log_p) / math.log(2) / size)
+
+
+def gaussian(x, ridge):
+    """Return the function that tells log densities of a fitted Gaussian."""
+    mean, size = x.mean(0), x.shape[1]
+    factor = np.linalg.cholesky(np.cov(x.T) + ridge * np.eye(size))
+    constant = np.log(np.diag(factor)).sum() + size / 2 * math.log(2 * math.pi)
+
+    def log_p(x):
+        z = np.linalg.solve(factor, (x - mean).T)
+        return -0.5 * (z * z).sum(0) - constant
+
+    return log_p
+
+
+def on_moons(options):
+    x, test = moons(2000, 0), moons(2000, 1)
+    flow = Flow(2, options.depth, 64)
+    train(flow, x, options.epochs, 5e-3)
+    scores = {
+        "flow": bits(flow.predict(test, verbose=0), 2),
+        "Gaussian": bits(gaussian(x, 0.0)(test), 2),
+    }
+    return scores, flow.sample(1000), test
+
+
+def on_digits(options):
+    rng = np.random.default_rng(0)
+    pixels, test_pixels = digits()
+    # Each image with four draws of the noise.
+    x, _ = to_numbers(np.tile(pixels, (4, 1)), rng)
+    test, log_det = to_numbers(test_pixels, rng)
+    center, scale = x.mean(0), x.std(0).mean()
+    flow = Flow(64, options.depth, 128, dropout=0.2)
+    train(flow, (x - center) / scale, options.epochs // 4, 1e-3)
+    log_p = flow.predict((test - center) / scale, verbose=0)
+    log_p = log_p - 64 * math.log(scale)
+    scores = {
+        "flow": bits(log_p + log_det, 64),
+        "Gaussian": bits(gaussian(x, 0.05)(test) + log_det, 64),
+    }
+    samples = to_pixels(flow.sample(32) * scale + center)
+    return scores, samples, test_pixels[:32] / 16
+
+
+"""
+## What came out
+"""
+
+
+def kept(depth, reversible):
+    """Bytes that a training step on 256 digits keeps for its backward pass."""
+    flow = Flow(64, depth, 128, reversible=reversible)
+    x = np.zeros((256, 64), "float32")
+    return keras_efficient.utils.saved_activation_bytes(flow, x)
+
+
+def show(results, options):
+    title = f"bits a value, test data, {keras.config.backend()}"
+    table = Table("", "flow", "Gaussian", title=title)
+    for name, (scores, *_) in results.items():
+        table.add_row(name, *[f"{scores[k]:.2f}" for k in scores])
+    Console().print(table)
+    depths = options.depth, 4 * options.depth
+    title = "kilobytes kept by a step on 256 digits"
+    table = Table("blocks", *map(str, depths), title=title)
+    for name, reversible in (("reversible", True), ("plain", False)):
+        sizes = [f"{kept(n, reversible) / 1e3:,.0f}" for n in depths]
+        table.add_row(name, *sizes)
+    Console().print(table)
+
+
+def draw(results, path):
+    figure, axes = plt.subplots(
+        2, 2, figsize=(8, 8), layout="constrained", height_ratios=(1, 1)
+    )
+    _, samples, test = results["two moons"]
+    for ax, points, name in zip(axes[0], (test, samples), ("data", "samples")):
+        ax.scatter(*points[:1000].T, s=3)
+        ax.set(title=name, xlim=(-1.6, 2.6), ylim=(-1.2, 1.6), aspect="equal")
+    _, samples, test = results["digits"]
+    for ax, images in zip(axes[1], (test, samples)):
+        rows = images.reshape(4, 8, 8, 8).transpose(0, 2, 1, 3).reshape(32, 64)
+        ax.imshow(rows, cmap="gray_r", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=120)
+    print(f"Wrote {path}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--depth", type=int, default=8, help="couplings")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--output", default="normalizing_flow.png")
+    options = parser.parse_args()
+
+    results = {}
+    for name, run in (("two moons", on_moons), ("digits", on_digits)):
+        keras.utils.set_random_seed(0)
+        results[name] = run(options)
+    show(results, options)
+    draw(results, options.output)
+
+
+if __name__ == "__main__":
+    main()
