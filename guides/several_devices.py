@@ -258,7 +258,12 @@ need all of a matrix, and say so.
 
 ## TensorFlow: tf.distribute
 
-Build and compile within `strategy.scope()`, with `jit_compile=False`.
+Build and compile within `strategy.scope()`, with `jit_compile=False`:
+TensorFlow compiles no program for variables of several devices. Under
+`MultiWorkerMirroredStrategy` Keras' own `fit` fails; a loop of your own works,
+but TensorFlow sends no numbers of 8 bits to other workers, so that of ours only
+optimizers with float32 state do (`LDAdam(error_feedback="full")`): for several
+hosts take JAX or PyTorch.
 """
 
 
