@@ -349,9 +349,9 @@ TRAIN = {
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=8, help="an epoch")
-    parser.add_argument("--depth", type=int, default=2, help="blocks")
-    parser.add_argument("--width", type=int, default=256, help="of a stream")
+    parser.add_argument("--steps", type=int, default=4, help="an epoch")
+    parser.add_argument("--depth", type=int, default=1, help="blocks")
+    parser.add_argument("--width", type=int, default=128, help="of a stream")
     parser.add_argument("--length", type=int, default=16, help="in tokens")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
