@@ -258,7 +258,12 @@ need all of a matrix, and say so.
 
 ## TensorFlow: tf.distribute
 
-Build and compile within `strategy.scope()`, with `jit_compile=False`.
+Build and compile within `strategy.scope()`, with `jit_compile=False`:
+TensorFlow compiles no program for variables of several devices. Under
+`MultiWorkerMirroredStrategy` Keras' own `fit` fails; a loop of your own works,
+but TensorFlow sends no numbers of 8 bits to other workers, so that of ours only
+optimizers with float32 state do (`LDAdam(error_feedback="full")`): for several
+hosts take JAX or PyTorch.
 """
 
 
@@ -344,9 +349,9 @@ TRAIN = {
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=8, help="an epoch")
-    parser.add_argument("--depth", type=int, default=2, help="blocks")
-    parser.add_argument("--width", type=int, default=256, help="of a stream")
+    parser.add_argument("--steps", type=int, default=4, help="an epoch")
+    parser.add_argument("--depth", type=int, default=1, help="blocks")
+    parser.add_argument("--width", type=int, default=128, help="of a stream")
     parser.add_argument("--length", type=int, default=16, help="in tokens")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -7,6 +7,7 @@ from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.optimizers.local_shards import LocalView
 from keras_efficient.optimizers.local_shards import divided_zeros
 from keras_efficient.optimizers.local_shards import is_divided
+from keras_efficient.optimizers.names import check_workers
 from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
@@ -88,6 +89,7 @@ class DividedOptimizer(keras.optimizers.Optimizer):
 
         `places` are the axes that may be, `None` for none at all.
         """
+        check_workers(self, dtype)
         path = path_of(variable).replace("/", "_").replace(":", "_")
         name = f"{path}_{name}"
         if is_divided(variable) and places is not None:

@@ -14,6 +14,7 @@ from keras_efficient.optimizers.local_shards import divided_zeros
 from keras_efficient.optimizers.local_shards import is_divided
 from keras_efficient.optimizers.local_shards import places_of
 from keras_efficient.optimizers.local_shards import value_of
+from keras_efficient.optimizers.names import check_workers
 from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.state_layout import state_layout
 
@@ -47,6 +48,7 @@ class Float32Weights:
         ]
 
     def _add_correction(self, optimizer, variable, zero):
+        check_workers(optimizer, "int8")
         return optimizer.add_variable(
             variable.shape,
             divided_zeros(variable) if is_divided(variable) else "zeros",

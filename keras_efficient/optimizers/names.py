@@ -101,3 +101,20 @@ def check_replicas(optimizer):
             f"{strategy.num_replicas_in_sync} replicas. Compile the model with "
             "`jit_compile=False`, which is what Keras chooses under a strategy."
         )
+
+
+def check_workers(optimizer, dtype):
+    """Raise an error where TensorFlow cannot send state to other workers."""
+    strategy = getattr(optimizer, "_distribution_strategy", None)
+    resolver = getattr(strategy, "cluster_resolver", None)
+    if resolver is None or not resolver.cluster_spec().as_dict():
+        return
+    if dtype in ("int8", "uint8", "int16", "bfloat16"):
+        raise ValueError(
+            "TensorFlow sends no whole numbers of 8 bits and no bfloat16 to "
+            f"other workers. Received: state in {dtype} of "
+            f"{type(optimizer).__name__}, and a {type(strategy).__name__} of "
+            f"{strategy.num_replicas_in_sync} replicas. Take an optimizer "
+            "whose state is float32, such as "
+            '`LDAdam(error_feedback="full")`, or another backend.'
+        )

@@ -64,8 +64,8 @@ def fit(make, scope, *callbacks, jit_compile=False, folder=None):
         )
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :8])).batch(16)
     history = model.fit(
-        data.repeat(3),
-        epochs=3,
+        data.repeat(4),
+        epochs=4,
         steps_per_epoch=4,
         verbose=0,
         callbacks=callbacks,
@@ -78,6 +78,10 @@ def attempt(function, *args, **options):
         return function(*args, **options)
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:2000]
+
+
+def float32_state(rate):
+    return optimizers.LDAdam(rate, rank=4, error_feedback="full", min_size=0)
 
 
 def loop(make, index):
@@ -107,7 +111,7 @@ def loop(make, index):
 
 def decisions(scope):
     bandit = BanditLearningRate([1e-4, 1e-3], steps_per_pull=1)
-    drop = AutoDrop(mode="window", window_steps=1, threshold=180)
+    drop = AutoDrop(mode="window", window_steps=1, threshold=30)
     fit(optimizers.Adam8bit, scope, bandit)
     fit(optimizers.Adam8bit, scope, drop)
     return [*bandit._memory["pulls"], *drop.drop_steps]
@@ -171,7 +175,8 @@ def main(folder, index=None):
         found = {
             "replicas": STRATEGY.num_replicas_in_sync,
             "fit": attempt(fit, keras.optimizers.Adam, STRATEGY.scope),
-            "losses": attempt(loop, optimizers.MicroAdam, int(index)),
+            "refused": attempt(loop, optimizers.MicroAdam, int(index)),
+            "losses": attempt(loop, float32_state, int(index)),
         }
         (folder / f"worker_{index}.json").write_text(json.dumps(found))
         return

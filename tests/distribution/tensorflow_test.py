@@ -68,6 +68,9 @@ def test_two_processes(found):
     workers = found["workers"]
     if isinstance(workers, str):
         pytest.skip(f"no two processes: {workers}")
+    # Of Keras itself, with its own Adam.
+    assert "PerReplica" in workers[0]["fit"]
+    assert "whole numbers of 8 bits" in workers[0]["refused"]
     one, two = (worker["losses"] for worker in workers)
     assert one == two
     assert isinstance(one, list) and one[-1] < one[0]
