@@ -205,7 +205,7 @@ def test_arguments_of_each_block_by_itself():
     with pytest.raises(ValueError, match="for each of the 2 blocks"):
         run(x[0], block_arguments=own[:1])
     with pytest.raises(ValueError, match="has a call argument of the name"):
-        run(x[0], block_arguments=[own[0], {"other": 1}])
+        run(x[0], block_arguments=[own[0], {"other": factors[0]}])
     with pytest.raises(ValueError, match="has a call argument of the"):
         first(x[0], block_arguments=own)
 
