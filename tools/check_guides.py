@@ -47,6 +47,9 @@ ARGUMENTS = {
     "learning_rate_without_tuning": "--epochs 1 --seeds 1",
     "measuring_memory": "--depth 1 --width 4 --batch-size 64 --processes 1",
     "normalizing_flow": "--epochs 4 --depth 1",
+    "one_billion_parameters": (
+        "--size 3M --length 8 --steps 1 --limit 3 --version efficient"
+    ),
     "quickstart": "--epochs 1 --depth 1 --width 8",
     "segmentation_3d": (
         "--epochs 1 --steps 1 --batch-size 1 --edge 12 --depth 1 --width 4"

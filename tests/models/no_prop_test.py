@@ -110,6 +110,18 @@ def test_it_learns(mode, tmp_path, own_compile):
     assert again.evaluate(X, Y, verbose=0)[1] > 0.7
 
 
+def test_it_trains_in_sixteen_bits():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = network(embedding_dim=3)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile("adam", metrics=["accuracy"])
+    losses = model.fit(X, Y, 16, epochs=5, verbose=0).history["loss"]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert np.isfinite(model.evaluate(X, Y, verbose=0)).all()
+
+
 def test_both_ways_to_keep_take_the_same_step():
     weights = []
     for recompute in (True, False):
@@ -123,6 +135,7 @@ def test_both_ways_to_keep_take_the_same_step():
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@keras.saving.register_keras_serializable(package="keras_efficient_tests")
 class LossOf(keras.layers.Layer):
     """The training loss of a model, as a layer of the inputs."""
 

@@ -61,6 +61,22 @@ def test_old_outputs_stay_and_new_ones_are_learned(name, mode):
     assert np.abs(free.predict(OLD, verbose=0) - before).max() > 1e-2
 
 
+def test_old_outputs_stay_in_mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")  # losses are scaled
+    try:
+        model = network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    before = [v.copy() for v in model.get_weights()]
+    bases = input_bases(model, OLD, energy=1.0)
+    losses = train(model, GradientProjection("adam", bases))
+    assert losses[-1] < losses[0]
+    moved = model.get_weights()[0] - before[0]
+    assert np.abs(moved).max() > 1e-3
+    basis = bases[model.layers[0].kernel.path]
+    assert np.abs(basis.T @ moved).max() < 1e-5
+
+
 @once
 def test_without_the_second_projection_adam_forgets():
     """The trap that the step is projected for."""
