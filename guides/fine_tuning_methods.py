@@ -262,6 +262,7 @@ def draw(before, results, path):
         axes.annotate(f" {name}", (x, y), va="center")
     axes.axhline(before, color="gray", ls=":")
     axes.set_xscale("log")
+    axes.margins(x=0.25)
     axes.set_xlabel("kilobytes of optimizer state")
     axes.set_ylabel("nats a token, held out")
     figure.savefig(path)

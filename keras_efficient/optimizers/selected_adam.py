@@ -235,10 +235,10 @@ class SelectedAdam(CompressedOptimizer):
         indices = ops.reshape(
             starts[:, None] + ops.cast(places, "int32"), (-1,)
         )
-        x = ops.scatter(
+        x = ops.scatter_update(
+            ops.zeros((blocks * self.block_size,), "float32"),
             indices[:, None],
             ops.reshape(values, (-1,)),
-            (blocks * self.block_size,),
         )
         return ops.reshape(x[: math.prod(shape)], shape)
 
