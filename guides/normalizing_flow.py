@@ -86,6 +86,7 @@ def blocks_of(size, depth, width, dropout):
         coupling = keras_efficient.layers.AffineCoupling(
             function(second, first, width, dropout),
             function(first, second, width, dropout),
+            clamp=2.0,
         )
         blocks += [mixing, coupling]
     return blocks
@@ -111,13 +112,23 @@ class Flow(keras.Model):
         return ops.convert_to_numpy(self.run.inverse(z))
 
 
-def train(flow, x, epochs, learning_rate):
-    steps = epochs * -(-len(x) // 128)
+def train(flow, x, epochs, learning_rate, held_back=0):
+    """Maximize the likelihood; stop where that of `held_back` rows falls."""
+    steps = epochs * -(-(len(x) - held_back) // 128)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-2)
     # There are no targets: the mean of the outputs is the likelihood.
-    flow.compile(optimizer, lambda _, log_p: -ops.mean(log_p))
-    flow.fit(x, np.zeros(len(x)), 128, epochs, verbose=0)
+    flow.compile(
+        keras.optimizers.Adam(schedule), lambda _, log_p: -ops.mean(log_p)
+    )
+    options = {}
+    if held_back:
+        seen, x = x[:held_back], x[held_back:]
+        stop = keras.callbacks.EarlyStopping(
+            patience=3, restore_best_weights=True
+        )
+        options["validation_data"] = seen, np.zeros(held_back)
+        options["callbacks"] = [stop]
+    flow.fit(x, np.zeros(len(x)), 128, epochs, verbose=0, **options)
 
 
 """
@@ -169,7 +180,9 @@ The negative logarithm of a likelihood, to base 2 and divided by the number of
 values, counts bits a value. What any fair code needs for pixels of 17 levels is
 log2(17) = 4.09. The Gaussian has the mean and the covariance of the training
 data (for the digits a little of the identity is added, for the pixels that are
-always black).
+always black). The flow of the digits begins where the Gaussian ends, with
+whitened numbers, and 1,437 images are few: training stops when the likelihood
+of a tenth of them, which are held back, gets worse.
 """
 
 
@@ -177,17 +190,25 @@ def bits(log_p, size):
     return float(-np.mean(log_p) / math.log(2) / size)
 
 
-def gaussian(x, ridge):
-    """Return the function that tells log densities of a fitted Gaussian."""
-    mean, size = x.mean(0), x.shape[1]
-    factor = np.linalg.cholesky(np.cov(x.T) + ridge * np.eye(size))
-    constant = np.log(np.diag(factor)).sum() + size / 2 * math.log(2 * math.pi)
+class Gaussian:
+    """A normal density with the mean and the covariance of data."""
 
-    def log_p(x):
-        z = np.linalg.solve(factor, (x - mean).T)
-        return -0.5 * (z * z).sum(0) - constant
+    def __init__(self, x, ridge=0.0):
+        self.mean, self.size = x.mean(0), x.shape[1]
+        covariance = np.cov(x.T) + ridge * np.eye(self.size)
+        self.factor = np.linalg.cholesky(covariance)
+        self.log_det = -np.log(np.diag(self.factor)).sum()
 
-    return log_p
+    def whiten(self, x):
+        return np.linalg.solve(self.factor, (x - self.mean).T).T.astype(x.dtype)
+
+    def color(self, z):
+        return self.mean + z @ self.factor.T
+
+    def log_p(self, x):
+        square = (self.whiten(x) ** 2).sum(-1)
+        constant = self.size * math.log(2 * math.pi)
+        return self.log_det - 0.5 * (square + constant)
 
 
 def on_moons(options):
@@ -196,7 +217,7 @@ def on_moons(options):
     train(flow, x, options.epochs, 5e-3)
     scores = {
         "flow": bits(flow.predict(test, verbose=0), 2),
-        "Gaussian": bits(gaussian(x, 0.0)(test), 2),
+        "Gaussian": bits(Gaussian(x).log_p(test), 2),
     }
     return scores, flow.sample(1000), test
 
@@ -204,19 +225,18 @@ def on_moons(options):
 def on_digits(options):
     rng = np.random.default_rng(0)
     pixels, test_pixels = digits()
-    # Each image with four draws of the noise.
-    x, _ = to_numbers(np.tile(pixels, (4, 1)), rng)
+    # Each image with four draws of the noise, those of an image together.
+    x, _ = to_numbers(np.repeat(pixels, 4, axis=0), rng)
     test, log_det = to_numbers(test_pixels, rng)
-    center, scale = x.mean(0), x.std(0).mean()
-    flow = Flow(64, options.depth, 128, dropout=0.2)
-    train(flow, (x - center) / scale, options.epochs // 4, 1e-3)
-    log_p = flow.predict((test - center) / scale, verbose=0)
-    log_p = log_p - 64 * math.log(scale)
+    normal = Gaussian(x, 0.05)
+    flow = Flow(64, options.depth, 64, dropout=0.3)
+    train(flow, normal.whiten(x), options.epochs // 2, 1e-3, len(x) // 10)
+    log_p = flow.predict(normal.whiten(test), verbose=0) + normal.log_det
     scores = {
         "flow": bits(log_p + log_det, 64),
-        "Gaussian": bits(gaussian(x, 0.05)(test) + log_det, 64),
+        "Gaussian": bits(normal.log_p(test) + log_det, 64),
     }
-    samples = to_pixels(flow.sample(32) * scale + center)
+    samples = to_pixels(normal.color(flow.sample(32)))
     return scores, samples, test_pixels[:32] / 16
 
 
@@ -248,9 +268,7 @@ def show(results, options):
 
 
 def draw(results, path):
-    figure, axes = plt.subplots(
-        2, 2, figsize=(8, 8), layout="constrained", height_ratios=(1, 1)
-    )
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
     _, samples, test = results["two moons"]
     for ax, points, name in zip(axes[0], (test, samples), ("data", "samples")):
         ax.scatter(*points[:1000].T, s=3)

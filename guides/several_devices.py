@@ -150,7 +150,7 @@ def train_on_jax(options, table):
             model = make_model(options, make(options.learning_rate, **extra))
             x, y = make_data(options)
             if not len(layout_map):
-                model.build(x.shape)
+                model(x[:1])  # the first one is on one device
                 divide(layout_map, model)
             run = model.fit(x, y, options.batch_size, options.epochs, verbose=0)
             table.add_row(

@@ -8,6 +8,7 @@ import sys
 
 from keras_efficient.cli.bench import bench
 from keras_efficient.cli.doctor import doctor
+from keras_efficient.cli.report import gib
 from keras_efficient.cli.report import report
 from keras_efficient.version import __version__
 
@@ -15,6 +16,11 @@ COMMANDS = {
     doctor: "show versions, devices, and the kernels that would serve them",
     report: "show where the memory of a saved model goes in training",
     bench: "measure what a reversible run saves and costs on this machine",
+}
+JSON = {
+    doctor: "print versions, backend, devices and kernels as JSON",
+    report: "print bytes by layer and by way to train, and the plan, as JSON",
+    bench: "print bytes kept, state and seconds of each way as JSON",
 }
 
 
@@ -45,11 +51,40 @@ def _parser():
             function.__name__, help=help, description=help
         )
         command.set_defaults(function=function)
-        command.add_argument("--json", action="store_true", help="for programs")
+        command.add_argument("--json", action="store_true", help=JSON[function])
+    of_doctor = commands.choices["doctor"]
+    of_doctor.add_argument(
+        "--gpu",
+        action="store_true",
+        help="step on a GPU, and fail where there is none",
+    )
     of_report = commands.choices["report"]
     of_report.add_argument("model", metavar="MODEL.keras")
     of_report.add_argument("--batch-size", type=_positive, default=32)
+    of_report.add_argument(
+        "--sequence-length", type=_positive, help="for sizes not in the model"
+    )
+    of_report.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        default=[],
+        help="of an example, 224,224,3 say; once for each input",
+    )
     of_report.add_argument("--budget", type=_gib, help="8GiB or 500MiB, say")
+    of_report.add_argument(
+        "--plan",
+        action="store_true",
+        help="print the lines to paste that make a step fit the budget",
+    )
+    of_report.add_argument(
+        "--import",
+        dest="modules",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import it first, for the classes of the model",
+    )
     of_report.add_argument("--plot", metavar="FILE.png", help="draw bars")
     of_bench = commands.choices["bench"]
     of_bench.add_argument("--depth", type=_positive, default=16, help="blocks")
@@ -67,20 +102,14 @@ def _positive(text):
 
 
 def _gib(text):
-    """Return how many GiB "8GiB", "8G", "500MiB", "8GB" or "8" are."""
-    units = {"": 1, "g": 1, "gib": 1, "gb": 1e9 / 2**30}
-    units |= {"m": 2**-10, "mib": 2**-10, "mb": 1e6 / 2**30}
-    number = text.rstrip("".join(units) + "".join(units).upper())
-    unit = text[len(number) :].lower()
     try:
-        size = float(number) * units[unit]
-    except (KeyError, ValueError):
-        size = 0
-    if not size > 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of bytes such as 8GiB or 500MiB"
-        )
-    return size
+        return gib(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _shape(text):
+    return tuple(_positive(size) for size in text.split(","))
 
 
 if __name__ == "__main__":

@@ -350,6 +350,15 @@ def vits():
         keras.utils.clear_session()
 
 
+@row("models.sequence_from_modules")
+def stack_of_modules():
+    stack = models.sequence_from_modules([dense(4), dense(4)])
+    x = batch(2, 4)
+    all_finite(stack(x))
+    every_weight_is_found(stack)
+    same_settings(stack)
+
+
 @row("models.ReversibleCausalLM")
 def language_model():
     model = models.ReversibleCausalLM(11, 1, 4, 8, 12)

@@ -169,6 +169,17 @@ def call_arguments(layer, x, shared):
 
 # Among the arguments of sub-layers, the mask that hangs on the inputs.
 IMPLICIT_MASK = "keras_mask"
+# And a list of dictionaries, the arguments of each block by itself.
+BLOCK_ARGUMENTS = "block_arguments"
+
+
+def arguments_of_block(shared, number):
+    """The part of a dictionary of arguments that one block of a run gets."""
+    if BLOCK_ARGUMENTS not in shared:
+        return shared
+    own = shared[BLOCK_ARGUMENTS][number]
+    rest = {k: x for k, x in shared.items() if k != BLOCK_ARGUMENTS}
+    return {**rest, **own}
 
 
 def accepted(layer, arguments):

@@ -1,5 +1,6 @@
 """A run of blocks that stores its activations, the plain twin of the others."""
 
+from keras_efficient.autodiff.capture import arguments_of_block
 from keras_efficient.autodiff.capture import call_arguments
 from keras_efficient.autodiff.fixed_point import FixedPoint
 from keras_efficient.autodiff.fixed_point import FixedPointFloats
@@ -20,8 +21,9 @@ def plain_run(blocks, inputs, shared, training, axis=None, exact=False):
     if exact:
         kind = FixedPoint if blocks[0].undoes else FixedPointFloats
     streams = to_kind(split(inputs, axis), kind)
-    for block in blocks:
-        evaluate = evaluator(block, shared, training, kind)
+    for i, block in enumerate(blocks):
+        own = arguments_of_block(shared, i)
+        evaluate = evaluator(block, own, training, kind)
         streams = block.couple(streams, evaluate)
     return join(to_floats(streams, kind, blocks[0].compute_dtype), axis)
 

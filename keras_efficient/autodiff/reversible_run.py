@@ -18,6 +18,7 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient.autodiff.backward import Backward
 from keras_efficient.autodiff.capture import Call
+from keras_efficient.autodiff.capture import arguments_of_block
 from keras_efficient.autodiff.capture import call_arguments
 from keras_efficient.autodiff.fixed_point import FixedPoint
 from keras_efficient.autodiff.fixed_point import to_floats
@@ -96,7 +97,8 @@ class ReversibleRun(Tape):
             if self.check and len(streams) > width:
                 width = len(streams)
                 self.samples[i] = self.keep_all(self.check.keep(streams))
-            streams = self.forward_of(block, streams, shared)
+            own = arguments_of_block(shared, i)
+            streams = self.forward_of(block, streams, own)
         if self.check:
             _, (_, self.finite) = self.keep_all(is_finite(streams))
         if self.kind:

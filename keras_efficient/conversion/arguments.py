@@ -30,8 +30,10 @@ def as_bytes(budget):
 
 
 def in_words(size):
-    """Write bytes as MB or GB."""
-    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    """Write bytes as KB, MB or GB."""
+    if size >= 1e9:
+        return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} KB"
 
 
 def batch_size(inputs):

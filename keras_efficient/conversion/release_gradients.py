@@ -113,6 +113,8 @@ def _why_not(model, optimizer):
         return (
             f"a step of {kind} may need more than the gradient of one variable"
         )
+    if _needs_all(optimizer):
+        return f"a step of {kind.__name__} needs the gradients of all variables"
     if optimizer.global_clipnorm is not None:
         return "`global_clipnorm` needs the norm of all gradients"
     if optimizer.gradient_accumulation_steps:
@@ -124,6 +126,14 @@ def _why_not(model, optimizer):
     if model.jit_compile:
         return "`jit_compile=True` compiles the backward pass as a whole"
     return None
+
+
+def _needs_all(optimizer):
+    """Whether it, or one inside, steps on all variables together."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return getattr(optimizer, "NEEDS_ALL_GRADIENTS", False) or (
+        inner is not None and _needs_all(inner)
+    )
 
 
 @contextlib.contextmanager

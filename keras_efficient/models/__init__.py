@@ -61,3 +61,6 @@ from keras_efficient.models.reversible_vit_variants import (
     ReversibleViTTiny as ReversibleViTTiny,
 )
 from keras_efficient.models.self_tuning import SelfTuning as SelfTuning
+from keras_efficient.models.sequence_from_modules import (
+    sequence_from_modules as sequence_from_modules,
+)

@@ -31,7 +31,9 @@ class ReversibleCausalLM(keras.Model):
 
     It is a plain Keras model, from tokens to logits. With KerasHub installed
     `keras_efficient.models.hub.ReversibleCausalLM` is the same network for its
-    tokenizers, samplers and presets.
+    tokenizers, samplers and presets. No weights have been published that
+    either could load; `keras_efficient.models.hub.to_reversible` starts from
+    those of a GPT-2.
 
     Args:
         vocabulary_size: Integer, the number of tokens.

@@ -43,6 +43,8 @@ class AdaGradNorm(keras.optimizers.Optimizer):
         - [Lau et al., 2024](https://arxiv.org/abs/2402.11215)
     """
 
+    NEEDS_ALL_GRADIENTS = True
+
     def __init__(
         self,
         learning_rate=1.0,

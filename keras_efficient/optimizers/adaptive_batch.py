@@ -86,6 +86,8 @@ class AdaptiveBatch(OptimizerWrapper):
         - [McCandlish et al., 2018](https://arxiv.org/abs/1812.06162)
     """
 
+    NEEDS_ALL_GRADIENTS = True
+
     def __init__(
         self,
         optimizer,

@@ -22,6 +22,7 @@ from keras_efficient.optimizers.local_shards import is_divided
 from keras_efficient.optimizers.local_shards import value_of
 from keras_efficient.optimizers.names import automatic_name
 from keras_efficient.optimizers.names import check_real
+from keras_efficient.optimizers.names import check_replicas
 from keras_efficient.optimizers.sharded_step import step_on_shards
 from keras_efficient.optimizers.state_layout import is_distributed
 
@@ -144,6 +145,7 @@ class CompressedOptimizer(DividedOptimizer):
 
     def apply(self, grads, trainable_variables=None):
         """As in Keras; gradients that are sparse become dense."""
+        check_replicas(self)
         grads = [x if x is None else dense(x) for x in grads]
         super().apply(float32_gradients(self, grads), trainable_variables)
 

@@ -36,14 +36,11 @@ class LISA(Adam8bit):
     times that. Which blocks are active is computed from the number of the
     step inside the compiled step, without a callback or a retrace, and a run
     that is resumed goes on with the same ones. What shrinks is the state:
-    gradients of all blocks are still computed, and no step is faster.
-
-    A weight of a block that is not active keeps all its bits.
+    gradients of all blocks are still computed, and no step is faster. Weights
+    of a block that is not active keep their bits.
 
     Args:
-        learning_rate: A float, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments. Defaults to `0.001`.
+        learning_rate: As of `Adam8bit`. Defaults to `0.001`.
         blocks: List with one entry for each block: a layer, or a part of the
             paths of its variables in whole steps, `"encoder/block_3"` or
             `"block_3"`. Trainable variables of all blocks must have the same
@@ -80,6 +77,8 @@ class LISA(Adam8bit):
     Reference:
         - [Pan et al., 2024](https://arxiv.org/abs/2403.17919)
     """
+
+    NEEDS_ALL_GRADIENTS = True
 
     def __init__(
         self,
@@ -199,8 +198,10 @@ class LISA(Adam8bit):
 
     def _apply_weight_decay(self, variables):
         # Variables of blocks decay in their step.
-        variables = [v for v in variables if self._block(v) is None]
-        super()._apply_weight_decay(variables)
+        rest = [v for v in variables if self._block(v) is None]
+        rest = [v for v in rest if self._decay_of(v)]
+        if rest:  # PyTorch refuses none
+            super()._apply_weight_decay(rest)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         rest, in_blocks = [], {}

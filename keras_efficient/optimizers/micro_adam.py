@@ -50,7 +50,7 @@ class MicroAdam(CompressedOptimizer):
     (512, 768) over four parts of its columns, another axis is divided, and
     gradient and new parameter move between devices, 3 bytes a parameter there.
     A parameter whose size `block_size` does not divide is left to XLA, without
-    kernels: its state is divided where it can be, and 4 to 12 bytes are moved.
+    kernels: its state is divided where it can be, and 4 to 13 bytes are moved.
     So fill up a vocabulary of 50,257 words to 50,304. See `zero`, too.
 
     Non-finite entries of a gradient count as 0, so that they never enter the

@@ -4,6 +4,8 @@ import re
 
 import keras
 
+from keras_efficient.kernels.ffi.tensors import is_within_jit_compile
+
 
 def automatic_name(cls):
     """Return the name of one more optimizer of a class, numbered as in Keras.
@@ -85,3 +87,17 @@ def register_names(values):
             snake_case = cls.__module__.rpartition(".")[2]
             for text in {name, name.lower(), snake_case}:
                 custom_objects[text] = OptimizerName(text, cls)
+
+
+def check_replicas(optimizer):
+    """Raise an error where TensorFlow is about to raise one that says less."""
+    strategy = getattr(optimizer, "_distribution_strategy", None)
+    if strategy is None or strategy.num_replicas_in_sync < 2:
+        return
+    if is_within_jit_compile():
+        raise ValueError(
+            "TensorFlow compiles no program for variables of several devices. "
+            f"Received: jit_compile=True and a {type(strategy).__name__} of "
+            f"{strategy.num_replicas_in_sync} replicas. Compile the model with "
+            "`jit_compile=False`, which is what Keras chooses under a strategy."
+        )

@@ -276,12 +276,9 @@ class SelectedAdam(CompressedOptimizer):
         return 0.0 if is_selected else super()._decay_of(variable)
 
     def _apply_weight_decay(self, variables):
-        rest = [
-            variable
-            for variable in variables
-            if not self._is_compressed[self._get_variable_index(variable)]
-        ]
-        super()._apply_weight_decay(rest)
+        rest = [v for v in variables if self._decay_of(v)]
+        if rest:  # PyTorch refuses none
+            super()._apply_weight_decay(rest)
 
     def get_config(self):
         names = ("density", "select", "reselect_at", "rank_penalty")

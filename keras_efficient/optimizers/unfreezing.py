@@ -67,6 +67,7 @@ class Unfreezing(OptimizerWrapper):
         - [Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)
     """
 
+    NEEDS_ALL_GRADIENTS = True
     REFUSED = (
         keras.optimizers.LossScaleOptimizer,
         keras.optimizers.MultiOptimizer,

@@ -12,10 +12,9 @@ from keras_efficient.autodiff.capture import call_arguments
 from keras_efficient.autodiff.fixed_point import FixedPoint
 from keras_efficient.autodiff.fixed_point import to_floats
 from keras_efficient.autodiff.fixed_point import to_kind
-from keras_efficient.autodiff.streams import split
 from keras_efficient.backend import nested
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
-from keras_efficient.layers.reversible.run_blocks import standardize_streams
+from keras_efficient.layers.reversible.run_blocks import split_streams
 from keras_efficient.layers.reversible.sub_layers import shared_arguments
 from keras_efficient.utils import reversibility
 from keras_efficient.utils.discrete_choices import jumps
@@ -175,7 +174,7 @@ def _reconstruct(layer, inputs, shared):
             discrete.add(sub_layer.name)
         return evaluate(sub_layer, x)
 
-    streams = split(*standardize_streams(layer, inputs))
+    streams = split_streams(layer, inputs)
     stored = [to_kind(streams, kind)]
     for block in layer.couplings():
         stored.append(block.couple(stored[-1], probe))

@@ -172,7 +172,9 @@ def _table(title, first, columns):
 
 def _unit(largest):
     """The name of a unit for sizes up to `largest`, and its bytes."""
-    return ("GB", 1e9) if largest >= 1e10 else ("MB", 1e6)
+    if largest >= 1e10:
+        return "GB", 1e9
+    return ("MB", 1e6) if largest >= 1e6 else ("KB", 1e3)
 
 
 def _numbers(sizes, factor):

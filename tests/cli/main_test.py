@@ -1,4 +1,6 @@
+import importlib
 import json
+import sys
 
 import keras
 import pytest
@@ -44,16 +46,91 @@ def test_report_of_a_saved_model(saved, capsys, tmp_path):
     assert picture.exists()
 
 
+def test_report_of_inputs_of_unknown_size(capsys, tmp_path):
+    tokens = keras.Input((None,), dtype="int32")
+    model = keras.Model(tokens, layers.Embedding(10, 4)(tokens))
+    path = str(tmp_path / "tokens.keras")
+    model.save(path)
+    assert main(["report", path]) == 1
+    assert "--sequence-length" in capsys.readouterr().err
+    for arguments in (["--sequence-length", "6"], ["--shape", "6"]):
+        assert main(["report", path, "--json", *arguments]) == 0
+        found = json.loads(capsys.readouterr().out)
+        batch = found["usage"]["as it is"]["batch"]
+        assert batch == 32 * 6 * 4
+    assert main(["report", path, "--shape", "6", "--shape", "6"]) == 1
+    assert "has 1 inputs" in capsys.readouterr().err
+
+
+def test_a_plan_is_lines_to_paste(saved, capsys):
+    assert main(["report", saved, "--plan"]) == 1
+    assert "--budget" in capsys.readouterr().err
+    assert main(["report", saved, "--plan", "--budget", "64MiB"]) == 0
+    assert capsys.readouterr().out.strip() == ""  # it fits as it is
+    assert main(["report", saved, "--plan", "--budget", "1KiB"]) == 1
+    lines = capsys.readouterr().out
+    assert "keras" in lines
+    compile(lines, "plan", "exec")
+
+
+def test_custom_classes_come_from_a_module(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_layers_of_a_test.py").write_text(
+        "import keras\n\n\n"
+        '@keras.saving.register_keras_serializable("of_a_test")\n'
+        "class Doubled(keras.layers.Dense):\n"
+        "    def call(self, x):\n"
+        "        return 2 * super().call(x)\n"
+    )
+    monkeypatch.syspath_prepend("")
+    module = importlib.import_module("my_layers_of_a_test")
+    model = keras.Sequential([keras.Input((4,)), module.Doubled(3)])
+    model.save("custom.keras")
+    name = keras.saving.get_registered_name(module.Doubled)
+    del keras.saving.get_custom_objects()[name]
+    del sys.modules["my_layers_of_a_test"], module
+    assert main(["report", "custom.keras"]) == 1
+    assert "--import" in capsys.readouterr().err
+    assert (
+        main(["report", "custom.keras", "--import", "my_layers_of_a_test"]) == 0
+    )
+    assert "KB" in capsys.readouterr().out  # a tiny model
+
+
+def test_a_legacy_file_is_loaded_without_what_is_lost(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+
+    def own_loss(y_true, y_pred):
+        return keras.ops.mean(y_pred - y_true)
+
+    model.compile("sgd", own_loss)
+    path = str(tmp_path / "legacy.h5")
+    model.save(path)
+    assert main(["report", path, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "without its optimizer" in printed.err
+    assert json.loads(printed.out)["layers"]
+
+
+def test_doctor_asks_for_a_gpu(capsys, monkeypatch):
+    assert main(["doctor", "--gpu"]) == 1
+    assert f"{BACKEND} sees no GPU" in capsys.readouterr().err
+
+
 def test_report_fails_where_nothing_fits(saved, capsys):
     assert main(["report", saved, "--budget", "0.001MB"]) == 1
     assert "as it is" in capsys.readouterr().out
 
 
 def test_errors_are_one_line(capsys, tmp_path):
-    assert main(["report", str(tmp_path / "missing.keras")]) == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ") and "missing.keras" in printed.err
-    assert "Traceback" not in printed.err and not printed.out
+    path = tmp_path / "missing.keras"
+    for message in ("There is no file", "is neither a .keras file nor"):
+        assert main(["report", str(path)]) == 1
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ") and message in printed.err
+        assert "missing.keras" in printed.err and printed.err.count("\n") == 1
+        assert "Traceback" not in printed.err and not printed.out
+        path.write_text("no model")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +138,7 @@ def test_errors_are_one_line(capsys, tmp_path):
     [
         ([], "required"),
         (["report", "x.keras", "--budget", "much"], "'much' is not a number"),
+        (["report", "x.keras", "--budget", "8"], "8 of what? Write 8GiB"),
         (["report", "x.keras", "--batch-size", "0"], "0 is not at least 1"),
     ],
 )

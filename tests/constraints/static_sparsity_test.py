@@ -26,7 +26,8 @@ def test_a_mask_has_exactly_its_ones_and_is_the_same_everywhere():
         mask = mask_of(*shape, sparsity=sparsity, seed=3)
         size = mask.size
         assert mask.sum() == round((1 - sparsity) * size)
-        numbers = ops.convert_to_numpy(hashes(size, 0, 3))
+        places = ops.arange(size, dtype="int32")
+        numbers = ops.convert_to_numpy(hashes(places, 0, 3))
         order = np.argsort(numbers, kind="stable")[: mask.sum()]
         assert mask.reshape(-1)[order].all()
     assert mask_of(5, 5, sparsity=0.0).all()

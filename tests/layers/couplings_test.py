@@ -29,12 +29,33 @@ def f(width=4):
     return keras.Sequential([layers.Dropout(0.3, seed=1), ExactDense(width)])
 
 
+class WithExtra(layers.Layer):
+    """Returns something else besides what is to be added."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def build(self, shape):
+        self.layer.build(shape)
+
+    def call(self, x):
+        y = self.layer(x)
+        return y, {"extra": ops.sum(y)}
+
+
 COUPLINGS = {
     "additive": lambda: AdditiveCoupling(f(), f()),
     "half step": lambda: AdditiveCoupling(f()),
     "additive, second first": lambda: AdditiveCoupling(f(), f(), first=2),
     "half step, second first": lambda: AdditiveCoupling(f(), first=2),
     "affine": lambda: AffineCoupling(f(8), f(8)),
+    "affine half step": lambda: AffineCoupling(f(8)),
+    "affine, sigmoid": lambda: AffineCoupling(f(8), f(8), scale="sigmoid"),
+    "affine, exp": lambda: AffineCoupling(f(8), f(8), scale="exp"),
+    "split": lambda: AdditiveCoupling(f(2), f(6), split=2),
+    "affine split": lambda: AffineCoupling(f(4), f(12), split=0.25),
+    "tuples": lambda: AdditiveCoupling(WithExtra(f()), WithExtra(f())),
     "momentum": lambda: MomentumCoupling(f(), 0.7),
     "own": lambda: Rotation(f()),
     "derived additive": lambda: DerivedAdditive(f(), f()),
@@ -103,6 +124,115 @@ def test_gradient_equals_finite_differences(coupling, float64, monkeypatch):
         np.testing.assert_allclose(
             slope / (2 * epsilon), np.sum(d * direction), rtol=1e-6, atol=1e-8
         )
+
+
+SCALES = {
+    "clamp": lambda u: np.exp(u / np.sqrt(1 + (u / 0.5) ** 2)),
+    "sigmoid": lambda u: 1 / (1 + np.exp(-u - 2)),
+    "exp": np.exp,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales_and_half_steps_of_affine_couplings(scale):
+    coupling = AffineCoupling(f(6), clamp=0.5, scale=scale)
+    x1, x2 = batch(6, 3), batch(6, 5)
+    y1, y2 = to_numpy(coupling([x1, x2]))
+    u, t = np.split(*to_numpy([coupling.f(x2)]), 2, -1)
+    np.testing.assert_array_equal(y1, x2)
+    np.testing.assert_allclose(y2, SCALES[scale](u) * x1 + t, atol=1e-5)
+    for found, x in zip(to_numpy(coupling.inverse([y1, y2])), (x1, x2)):
+        np.testing.assert_allclose(found, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_one_tensor_is_split_anywhere(axis):
+    """Here one of five rows, planes or channels, and the other four."""
+    x = batch(2, 5, 5, 5)
+    x1, x2 = np.split(x, [1], axis)
+    coupling = AdditiveCoupling(
+        layers.Lambda(lambda x: ops.sum(x, axis, keepdims=True)),
+        layers.Lambda(lambda x: ops.repeat(x, 4, axis)),
+        axis,
+        split=0.2,
+    )
+    y1 = x1 + x2.sum(axis, keepdims=True)
+    expected = np.concatenate([y1, x2 + np.repeat(y1, 4, axis)], axis)
+    (y,) = to_numpy([coupling(x)])
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(*to_numpy([coupling.inverse(y)]), x, atol=1e-4)
+
+
+class Scaled(layers.Layer):
+    def build(self, shape):
+        self.dense = layers.Dense(4, "tanh")
+        self.dense.build(shape)
+
+    def call(self, x, factor=None):
+        return self.dense(x) * factor
+
+
+def test_arguments_of_each_block_by_itself():
+    factors = [np.float32([[1.0, 2, 3, 4]]), np.float32([[0.5, -1, 2, 0.1]])]
+
+    def build(reversible):
+        keras.utils.set_random_seed(7)
+        inner = ReversibleSequence([AdditiveCoupling(Scaled(), Scaled())])
+        run = ReversibleSequence(
+            [AdditiveCoupling(Scaled()), inner], reversible
+        )
+        inputs = [keras.Input((8,)), *[keras.Input((4,)) for _ in range(2)]]
+        x, *own = inputs
+        own = [{"factor": factor} for factor in own]
+        return keras.Model(inputs, run(x, block_arguments=own)), run
+
+    x = [batch(3, 8), *[np.repeat(f, 3, 0) for f in factors]]
+    (model, run), (plain, _) = build(True), build(False)
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x)):
+        assert max(relative_errors(ours, theirs)) < 1e-5
+        assert all(np.any(d != 0) for d in theirs)
+    first, second = run.blocks
+    x1, x2 = x[0][:, :4], x[0][:, 4:]
+    x1, x2 = x2, x1 + to_numpy([first.f.dense(x2)])[0] * factors[0]
+    coupling = second.blocks[0]
+    y1 = x1 + to_numpy([coupling.f.dense(x2)])[0] * factors[1]
+    y2 = x2 + to_numpy([coupling.g.dense(y1)])[0] * factors[1]
+    (y,) = to_numpy([model(x)])
+    np.testing.assert_allclose(y, np.concatenate([y1, y2], 1), atol=1e-5)
+    own = [{"factor": factor} for factor in factors]
+    again = to_numpy([run.inverse(y, block_arguments=own)])[0]
+    np.testing.assert_allclose(again, x[0], atol=1e-5)
+    with pytest.raises(ValueError, match="for each of the 2 blocks"):
+        run(x[0], block_arguments=own[:1])
+    with pytest.raises(ValueError, match="has a call argument of the name"):
+        run(x[0], block_arguments=[own[0], {"other": 1}])
+    with pytest.raises(ValueError, match="has a call argument of the"):
+        first(x[0], block_arguments=own)
+
+
+def test_half_steps_of_unequal_streams():
+    """They change places at each step; gradients are those of the twin."""
+    widths = (5, 2, 5)  # of what is added: the first stream in each step
+
+    def build(reversible):
+        keras.utils.set_random_seed(7)
+        blocks = [
+            AdditiveCoupling(layers.Dense(n, "tanh"), split=5) for n in widths
+        ]
+        inputs = keras.Input((7,))
+        run = ReversibleSequence(blocks, reversible)
+        return keras.Model(inputs, run(inputs)), run
+
+    x = batch(3, 7)
+    (model, run), (plain, _) = build(True), build(False)
+    for ours, theirs in zip(gradients(model, [x]), gradients(plain, [x])):
+        assert max(relative_errors(ours, theirs)) < 1e-5
+    x1, x2 = x[:, :5], x[:, 5:]
+    for block in run.blocks:
+        x1, x2 = x2, x1 + to_numpy([block.f(x2)])[0]
+    (y,) = to_numpy([model(x)])
+    np.testing.assert_allclose(y, np.concatenate([x1, x2], 1), atol=1e-5)
+    np.testing.assert_allclose(*to_numpy([run.inverse(y)]), x, atol=1e-5)
 
 
 def test_the_second_stream_is_updated_first():
@@ -187,7 +317,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="`clamp` must be above 0"):
         AffineCoupling(layers.Dense(8), layers.Dense(8), clamp=0)
     with pytest.raises(TypeError, match="`g` must be a `keras.layers.Layer`"):
-        AffineCoupling(layers.Dense(8), None)
+        AffineCoupling(layers.Dense(8), "dense")
     with pytest.raises(TypeError, match="`f` must be a `keras.layers.Layer`"):
         MomentumCoupling("relu")
     with pytest.raises(ValueError, match=r"shape \(2, 6\).*returns \(2, 3\)"):

@@ -6,6 +6,7 @@ import pytest
 
 from keras_efficient import layers
 from keras_efficient.utils import adapt_batch_norm
+from keras_efficient.utils import saved_activation_bytes
 from tests.gradients import to_numpy
 from tests.marks import once
 
@@ -188,6 +189,55 @@ def built_dense(width):
     dense = keras.layers.Dense(3)
     dense.build((None, width))
     return dense
+
+
+@once
+def test_linear_attention_keeps_bytes_linear_in_tokens():
+    growth = {}
+    for name, make in {
+        "ours": lambda n, x: layers.SimplifiedLinearAttention(2, (n, 16))(x),
+        # Keras' own attention keeps no scores on PyTorch.
+        "softmax": lambda n, x: layers.Hopfield(2, 4)(x),
+    }.items():
+        kept = []
+        for n in (4, 16):
+            inputs = keras.Input((16 * n, 8), 1)
+            model = keras.Model(inputs, make(n, inputs))
+            x = np.ones((1, 16 * n, 8), "float32")
+            kept.append(saved_activation_bytes(model, x))
+        few, many = kept
+        growth[name] = many / few
+    assert growth["ours"] < 4.5 < 8 < growth["softmax"]
+
+
+@once
+def test_evo_norm_recomputed_keeps_less_than_a_norm_and_an_activation():
+    x = np.ones((8, 16, 16, 8), "float32")
+    kept = []
+    for middle in (
+        [layers.Recompute(layers.EvoNorm(groups=4))],
+        [keras.layers.GroupNormalization(4), keras.layers.Activation("silu")],
+    ):
+        ends = keras.layers.Conv2D(8, 1), keras.layers.Conv2D(8, 1)
+        parts = [keras.Input(x.shape[1:]), ends[0], *middle, ends[1]]
+        kept.append(saved_activation_bytes(keras.Sequential(parts), x))
+    assert kept[0] < kept[1] - 0.9 * x.nbytes
+
+
+@once
+def test_peri_norm_makes_variances_grow_by_one_a_block():
+    x = np.random.default_rng(0).normal(size=(2, 16, 64)).astype("float32")
+    variances = {}
+    for name in ("pre", "post", "peri"):
+        streams = [x, x]
+        for _ in range(8):
+            streams = layers.ReversibleTransformerEncoder(
+                64, 4, normalization=name
+            )(streams)
+        variances[name] = np.mean([y.var() for y in to_numpy(streams)])
+    for name in ("post", "peri"):
+        np.testing.assert_allclose(variances[name], 9.0, rtol=0.15)
+    assert variances["pre"] < 6
 
 
 @once

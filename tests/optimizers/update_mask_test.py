@@ -15,6 +15,7 @@ import pytest
 from keras import layers
 
 from keras_efficient import optimizers
+from keras_efficient import release_gradients
 from keras_efficient.constraints import StaticSparsity
 from tests.optimizers.table import BACKEND
 from tests.optimizers.table import check_equal
@@ -83,3 +84,14 @@ def test_mixed_precision_and_a_run_that_is_resumed(name, tmp_path, monkeypatch):
         m.fit(x, y, batch_size=16, shuffle=False, verbose=0)
     check_equal(loaded.get_weights(), model.get_weights())
     check_equal(loaded.optimizer.variables, model.optimizer.variables)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="gradients are hooked there")
+@pytest.mark.parametrize("name", ["LISA", "Unfreezing", "AdaptiveBatch", None])
+def test_gradients_cannot_be_released_one_by_one(name):
+    """These step on all variables together."""
+    make = MAKE.get(name, optimizers.AdaGradNorm)
+    model = release_gradients(network())
+    model.compile(make(), "mse")
+    with pytest.raises(ValueError, match="the gradients of all variables"):
+        model.train_on_batch(normal(4, 8), normal(4, 1))

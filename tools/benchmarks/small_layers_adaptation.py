@@ -189,7 +189,7 @@ def pooling(seeds):
             )
 
         model = build()
-        found = [train(build, seed, 20)[1] for seed in range(seeds)]
+        found = [train(build, seed, 10)[1] for seed in range(seeds)]
         kept = utils.saved_activation_bytes(model, x)
         yield mixer, model.count_params(), f"{kept:,}", spread(found)
 
@@ -214,7 +214,7 @@ def hourglass(seeds):
             keras.utils.set_random_seed(seed)
             model = denoiser(*kind(None))
             model.compile(keras.optimizers.Adam(1e-3), "mse")
-            model.fit(noisy, x, epochs=20, batch_size=32, verbose=0)
+            model.fit(noisy, x, epochs=10, batch_size=32, verbose=0)
             errors.append(model.evaluate(noisy_test, x_test, verbose=0))
         kept = [
             utils.saved_activation_bytes(denoiser(*kind(run)), noisy[:64])

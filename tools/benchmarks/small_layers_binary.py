@@ -9,7 +9,7 @@ from benchmarks.small_layers_training import train
 from keras_efficient import layers
 
 
-def binary(seeds, epochs=20):
+def binary(seeds, epochs=8):
     """Digits; all layers but the first and the last are binary."""
     steps = epochs * 43
     kinds = {
@@ -32,10 +32,10 @@ def binary(seeds, epochs=20):
         yield name, spread(found)
 
 
-def network(wrap, width=32):
+def network(wrap, width=16):
     def conv(filters, wrap):
         layer = L.Conv2D(filters, 3, padding="same", use_bias=False)
-        return [wrap(layer), L.BatchNormalization(), L.ReLU()]
+        return [wrap(layer), L.BatchNormalization(momentum=0.9), L.ReLU()]
 
     return keras.Sequential(
         [

@@ -14,18 +14,24 @@ from keras_efficient import models
 from keras_efficient import utils
 
 NORMS = {
-    "BatchNormalization, ReLU": lambda: [L.BatchNormalization(), L.ReLU()],
+    "BatchNormalization, ReLU": lambda: [
+        L.BatchNormalization(momentum=0.9),
+        L.ReLU(),
+    ],
     "GroupNormalization, ReLU": lambda: [L.GroupNormalization(8), L.ReLU()],
     "GroupNormalization, SiLU": lambda: [
         L.GroupNormalization(8),
         L.Activation("silu"),
     ],
     "EvoNorm S0": lambda: [layers.EvoNorm(groups=8)],
+    "EvoNorm S0 in Recompute": lambda: [
+        layers.Recompute(layers.EvoNorm(groups=8))
+    ],
     "EvoNorm B0": lambda: [layers.EvoNorm("B0")],
 }
 
 
-def network(norm, width=16):
+def network(norm, width=8):
     def conv(filters):
         conv = L.Conv2D(filters, 3, padding="same", use_bias=False)
         return [conv, *norm()]
@@ -45,14 +51,14 @@ def network(norm, width=16):
 
 def norms(seeds):
     x = digits()[0][0][:32]
-    yield "", "batch 2, 2 epochs", "batch 32, 10 epochs", "bytes kept at 32"
+    yield "", "batch 2, 1 epoch", "batch 32, 6 epochs", "bytes kept at 32"
     for name, norm in NORMS.items():
         found = [
             [
                 train(lambda: network(norm), seed, epochs, batch)[1]
                 for seed in range(seeds)
             ]
-            for batch, epochs in ((2, 2), (32, 10))
+            for batch, epochs in ((2, 1), (32, 6))
         ]
         kept = utils.saved_activation_bytes(network(norm), x)
         yield name, *map(spread, found), f"{kept:,}"
@@ -72,7 +78,7 @@ def shift(seeds):
     order = np.argsort(y, kind="stable")
     found = {name: [[], [], []] for name in methods}
     for seed in range(seeds):
-        trained, _ = train(lambda: network(NORMS[next(iter(NORMS))]), seed, 10)
+        trained, _ = train(lambda: network(NORMS[next(iter(NORMS))]), seed, 6)
         for name, method in methods.items():
             streams = (x, y), (other, y), (other[order], y[order])
             for values, stream in zip(found[name], streams):
@@ -128,7 +134,7 @@ def by_depth(blocks, x, depths):
     return found
 
 
-def characters(seeds, steps=300):
+def characters(seeds, steps=150):
     """A language model of characters at high learning rates."""
     (x, y), (x_test, y_test) = real_tasks.text()
     yield "", *[f"rate {rate}" for rate in (0.003, 0.01, 0.03)]
@@ -139,7 +145,7 @@ def characters(seeds, steps=300):
             for seed in range(seeds):
                 keras.utils.set_random_seed(seed)
                 model = models.ReversibleCausalLM(
-                    128, 6, 2, 32, 64, normalization=name
+                    128, 4, 2, 32, 64, normalization=name
                 )
                 model.compile(
                     keras.optimizers.Adam(rate),
@@ -177,9 +183,9 @@ def linear_attention(seeds):
     yield "", "accuracy", "fused", ""
     for name, norm in {
         "LayerNormalization": L.LayerNormalization,
-        "PRepBN": lambda: layers.PRepBN(decay_steps=43 * 15),
+        "PRepBN": lambda: layers.PRepBN(decay_steps=43 * 8),
     }.items():
-        trained = [train(lambda: patches(norm), s, 20) for s in range(seeds)]
+        trained = [train(lambda: patches(norm), s, 12) for s in range(seeds)]
         fused = [fuse(model) for model, _ in trained]
         fused = "" if None in fused else spread(fused)
         yield name, spread([a for _, a in trained]), fused, ""

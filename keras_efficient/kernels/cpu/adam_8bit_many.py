@@ -37,7 +37,7 @@ def do_steps(rows, arguments):
     numbers = [[*size, row.seed] for size, row in zip(sizes, rows)]
     # Of the groups of 32 and of the entries of a shard, in the whole tensor.
     firsts = [
-        [row.first * size.groups // (size.rows * size.columns), row.first]
+        [row.first * size.groups // max(1, size.rows * size.columns), row.first]
         for size, row in zip(sizes, rows)
     ]
     addresses, decays = weight_columns(tensors.addresses, rows)

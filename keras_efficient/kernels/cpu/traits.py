@@ -4,6 +4,7 @@ import functools
 import sys
 
 from keras_efficient.kernels.ffi.tensors import framework_of
+from keras_efficient.kernels.ffi.tensors import is_within_jit_compile
 
 
 def multiplies_and_adds_at_once(values):
@@ -16,7 +17,7 @@ def multiplies_and_adds_at_once(values):
         tracer = sys.modules["jax"].core.Tracer
         return _cpu_can() and any(isinstance(x, tracer) for x in values)
     if framework == "tensorflow":
-        return _cpu_can() and _is_within_jit_compile()
+        return _cpu_can() and is_within_jit_compile()
     return False
 
 
@@ -26,16 +27,3 @@ def _cpu_can():
 
     features = get_host_cpu_features()
     return bool(features.get("fma") or features.get("neon"))
-
-
-def _is_within_jit_compile():
-    # There is no public way to ask; a wrong answer costs a last digit.
-    try:
-        from tensorflow.python.framework import ops
-        from tensorflow.python.ops import control_flow_util
-    except ImportError:
-        return False
-    is_within = getattr(
-        control_flow_util, "GraphOrParentsInXlaContext", lambda graph: False
-    )
-    return is_within(ops.get_default_graph())

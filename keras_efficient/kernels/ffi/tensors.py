@@ -154,3 +154,17 @@ def _torch(torch, values):
     return [
         value.device.type for value in values if isinstance(value, torch.Tensor)
     ]
+
+
+def is_within_jit_compile():
+    """Return whether TensorFlow traces what XLA compiles as a whole."""
+    # There is no public way to ask. Where this one is gone, a digit is lost.
+    try:
+        from tensorflow.python.framework import ops
+        from tensorflow.python.ops import control_flow_util
+    except ImportError:
+        return False
+    is_within = getattr(
+        control_flow_util, "GraphOrParentsInXlaContext", lambda graph: False
+    )
+    return is_within(ops.get_default_graph())

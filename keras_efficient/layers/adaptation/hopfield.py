@@ -8,9 +8,9 @@ from keras import ops
 class Hopfield(keras.layers.Layer):
     """Retrieve stored patterns by what is like them, in one step or several.
 
-    It is attention whose keys answer `update_steps` times; more steps find
-    single patterns where one step finds a mean of several, and cost time and
-    memory in proportion.
+    It is attention whose keys answer `update_steps` times. More steps cost time
+    and memory in proportion; they find single patterns where `scaling` is
+    large enough for that, and blur where it is not.
 
     With state patterns R (queries), stored patterns Y and LayerNorm of both,
     in each head

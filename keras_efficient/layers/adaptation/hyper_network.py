@@ -31,7 +31,8 @@ class HyperNetwork(keras.layers.Layer):
 
     Call arguments:
         inputs: List of x, of shape `(batch, ..., width)`, and h, of shape
-            `(batch, settings)`, from 0 to 1.
+            `(batch, settings)` or, the same for all, `(1, settings)`, from 0
+            to 1.
 
     Returns:
         What `layer` returns, of the shape `(batch, ..., units)`.

@@ -41,7 +41,7 @@ class KeyValueBottleneck(keras.layers.Layer):
 
     ```python
     layer = keras_efficient.layers.KeyValueBottleneck(4, 16, 10, 8)
-    x = np.random.normal(size=(100, 32)).astype("float32")
+    x = keras.random.normal((100, 32))
     layer.adapt(x)
     y = layer(x)
     ```
@@ -119,12 +119,13 @@ class KeyValueBottleneck(keras.layers.Layer):
         """Move the keys to where data are.
 
         Args:
-            data: Array of shape `(examples, width)`, what the layer is called
-                on.
+            data: Array of shape `(examples, ..., width)`, what the layer is
+                called on.
             batch_size: Integer. Defaults to `256`.
             epochs: Integer. Defaults to `1`.
         """
-        data = np.asarray(data, "float32")
+        data = np.asarray(ops.convert_to_numpy(data), "float32")
+        data = data.reshape(-1, data.shape[-1])
         if not self.built:
             self.build(data.shape)
         projection = ops.convert_to_numpy(self.projection)

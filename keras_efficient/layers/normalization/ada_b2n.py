@@ -59,7 +59,8 @@ class AdaB2N(BaseNormalization):
     ```python
     layer = keras_efficient.layers.AdaB2N(num_tasks=3)
     x = keras.random.normal((4, 8, 8, 16))
-    y = layer([x, np.array([0, 0, 1, 2])], training=True)
+    tasks = keras.ops.convert_to_tensor([0, 0, 1, 2])
+    y = layer([x, tasks], training=True)
     ```
 
     Deviation: the sum of p is over the tasks that are in the batch, so that

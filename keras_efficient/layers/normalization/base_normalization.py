@@ -108,8 +108,9 @@ def moments(x, axes, mask=None):
     if not axes:
         return x, ops.zeros_like(x)
     if mask is None:
-        mean = ops.mean(x, axes, keepdims=True)
-        return mean, ops.mean(ops.square(x - mean), axes, keepdims=True)
+        # One operation, which PyTorch differentiates from `x` alone.
+        variance = ops.var(x, axes, keepdims=True)
+        return ops.mean(x, axes, keepdims=True), variance
     weights = ops.cast(spread(mask, x), x.dtype)
     # As many as `x` has, where a sum is over channels or places, too.
     weights = weights * ops.ones_like(x)

@@ -15,8 +15,9 @@ from keras_efficient.layers.normalization.base_normalization import places
 class EvoNorm(BaseNormalization):
     """Normalize and activate in one layer, instead of a norm and a ReLU.
 
-    It saves no optimizer state and no activations over `GroupNormalization`
-    with SiLU; put no activation behind it.
+    It keeps more activations than `GroupNormalization` with SiLU, which have
+    kernels of their own; `keras_efficient.layers.Recompute(EvoNorm())` keeps
+    its input alone. Put no activation behind it.
 
     ```
     S0:  y = gamma x sigmoid(v x) / sqrt(var_group + epsilon) + beta

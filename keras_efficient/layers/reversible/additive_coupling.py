@@ -3,6 +3,8 @@ import keras
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_sub_layer
 from keras_efficient.layers.reversible.sub_layers import check_sub_layers
+from keras_efficient.layers.reversible.sub_layers import first_of
+from keras_efficient.layers.reversible.sub_layers import half_step_shape
 from keras_efficient.layers.reversible.sub_layers import pair
 from keras_efficient.layers.reversible.sub_layers import sub_layer_config
 from keras_efficient.layers.reversible.sub_layers import with_sub_layers
@@ -20,10 +22,12 @@ class AdditiveCoupling(ReversibleLayer):
     ```
 
     on the left, and its inverse on the right. `f` and `g` are arbitrary
-    Keras layers; they need not be invertible themselves. Dropout inside them
-    drops the same units in the recomputation and BatchNormalization updates
-    its statistics once a step. Without `g` the layer is the half step with a
-    swap, `y1 = x2, y2 = x1 + f(x2)`. With `first=2` the streams change roles,
+    Keras layers; they need not be invertible themselves. (If one returns a
+    list or a tuple, its first entry is added and the others are dropped.)
+    Dropout inside them drops the same units in the recomputation and
+    BatchNormalization updates its statistics once a step. Without `g` the
+    layer is the half step with a swap, `y1 = x2, y2 = x1 + f(x2)`; streams of
+    two shapes then change places. With `first=2` the streams change roles,
     `y2 = x2 + f(x1), y1 = x1 + g(y2)`.
 
     The cost is one more evaluation of `f` and `g` a training step, a third of
@@ -37,9 +41,12 @@ class AdditiveCoupling(ReversibleLayer):
             `None`, the half step with a swap.
         axis: Integer. The axis along which a single input tensor is split
             into two streams, the second larger by one if its size is odd.
-            The half step takes even sizes only. Defaults to `-1`.
+            Defaults to `-1`.
         first: Integer, `1` or `2`: the stream to which is added first.
             Defaults to `1`.
+        split: Where to split a single input tensor: an integer, the size of
+            the first stream along `axis`, or a float, its fraction. Blocks of
+            a sequence agree on it. Defaults to `None`, half.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
@@ -76,7 +83,7 @@ class AdditiveCoupling(ReversibleLayer):
 
     additive = True
 
-    def __init__(self, f, g=None, axis=-1, first=1, **kwargs):
+    def __init__(self, f, g=None, axis=-1, first=1, split=None, **kwargs):
         super().__init__(axis=axis, **kwargs)
         check_sub_layers(f=f)
         if first not in (1, 2):
@@ -86,13 +93,14 @@ class AdditiveCoupling(ReversibleLayer):
         self.f = f
         self.g = g
         self.first = first
+        self.split = split
 
     def _order(self, streams):
         """Put the stream first to which is added first, or put it back."""
         return tuple(streams) if self.first == 1 else tuple(streams)[::-1]
 
     def build_sub_layers(self, shapes, shared):
-        first, second = self._order(pair(self, shapes, self.g is None))
+        first, second = self._order(pair(self, shapes))
         build_sub_layer(self, "f", second, first, shared)
         if self.g is not None:
             build_sub_layer(self, "g", first, second, shared)
@@ -135,11 +143,18 @@ class AdditiveCoupling(ReversibleLayer):
         x1, d2 = y1 - value, d2 + pullback(d1)
         return self._order((x1, x2)), self._order((d1, d2))
 
+    def standardize(self, y):
+        return super().standardize(first_of(y))
+
+    def compute_output_shape(self, inputs_shape, context_shape=None):
+        return half_step_shape(self, inputs_shape)
+
     def get_config(self):
         return {
             **super().get_config(),
             **sub_layer_config(f=self.f, g=self.g),
             "first": self.first,
+            "split": self.split,
         }
 
     @classmethod

@@ -7,6 +7,7 @@ from keras_efficient.layers.invertible.examples import sum_per_example
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_sub_layer
 from keras_efficient.layers.reversible.sub_layers import check_sub_layers
+from keras_efficient.layers.reversible.sub_layers import first_of
 from keras_efficient.layers.reversible.sub_layers import pair
 from keras_efficient.layers.reversible.sub_layers import sub_layer_config
 from keras_efficient.layers.reversible.sub_layers import with_sub_layers
@@ -119,6 +120,9 @@ class MomentumCoupling(ReversibleLayer):
         c = d_x + d_v
         d_x = d_x + pullback((1 - m) * c)
         return (x, (v - (1 - m) * value) / m), (d_x, m * c)
+
+    def standardize(self, y):
+        return super().standardize(first_of(y))
 
     def get_config(self):
         return {

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.autodiff.capture import BLOCK_ARGUMENTS
 from keras_efficient.autodiff.capture import accepted
 from keras_efficient.autodiff.plain_run import evaluator
 from keras_efficient.autodiff.reversible_run import reversible_run
@@ -102,6 +103,8 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
     keeps_inputs = False
     # Whether it undoes another block.
     undoes = False
+    # Where one tensor is split: `None`, an integer or a fraction.
+    split = None
     # Whether all outputs follow from the inputs that `uncouple` gives.
     bijective = True
 
@@ -188,7 +191,8 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
         shared = shared_arguments(inputs, context, mask, arguments)
         build_with_arguments(self, inputs, shared)
         scan = self.scan and backend.recomputed_loop is not None
-        run = scanned_run if scan and not return_log_det else reversible_run
+        scan = scan and not return_log_det and BLOCK_ARGUMENTS not in shared
+        run = scanned_run if scan else reversible_run
         blocks = self.couplings()
         return run_blocks(
             self, run, blocks, inputs, shared, training, return_log_det
@@ -243,7 +247,7 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
         """List the shapes of the streams, given that of the input(s)."""
         if len(inputs_shape) and isinstance(inputs_shape[0], (list, tuple)):
             return [tuple(shape) for shape in inputs_shape]
-        return split_shape(self, tuple(inputs_shape))
+        return split_shape(self, tuple(inputs_shape), self.split)
 
     def symbol(self, shape):
         return keras.KerasTensor(shape, self.compute_dtype)

@@ -7,6 +7,7 @@ from keras_efficient.layers.reversible.invertible_block import as_blocks
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
 from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
+from keras_efficient.layers.reversible.sub_layers import first_size
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -101,7 +102,7 @@ class ReversibleParallel(ReversibleLayer):
         inputs = []
         for block, y in zip(self.blocks, streams, strict=True):
             if block is not None:
-                y = self._split(block, y)
+                y = self._split(block, y, at_end=True)
                 for coupling in reversed(block.couplings()):
                     y = coupling.uncouple(y, evaluate)
                 y = join(y, self.axis)
@@ -124,7 +125,7 @@ class ReversibleParallel(ReversibleLayer):
         inputs, total = [], 0.0
         for block, y in zip(self.blocks, streams, strict=True):
             if block is not None:
-                y = self._split(block, y)
+                y = self._split(block, y, at_end=True)
                 for coupling in reversed(block.couplings()):
                     y, more = coupling.uncouple_with_log_det(y, evaluate)
                     total = total + more
@@ -136,7 +137,7 @@ class ReversibleParallel(ReversibleLayer):
         inputs, d_inputs = [], []
         for block, y, d in zip(self.blocks, outputs, cotangents, strict=True):
             if block is not None:
-                y, d = self._split(block, y), self._split(block, d)
+                y, d = (self._split(block, t, at_end=True) for t in (y, d))
                 for coupling in reversed(block.couplings()):
                     y, d = coupling.pull_back(y, d, vjp)
                 y, d = join(y, self.axis), join(d, self.axis)
@@ -144,8 +145,10 @@ class ReversibleParallel(ReversibleLayer):
             d_inputs.append(d)
         return tuple(inputs), tuple(d_inputs)
 
-    def _split(self, block, x):
-        return (x,) if _is_alone(block) else split(x, self.axis)
+    def _split(self, block, x, at_end=False):
+        if _is_alone(block):
+            return (x,)
+        return split(x, self.axis, first_size(block, x.shape, at_end))
 
     def compute_output_shape(self, inputs_shape, context_shape=None):
         return [

@@ -1,5 +1,8 @@
 import keras
 
+from keras_efficient.autodiff.capture import BLOCK_ARGUMENTS
+from keras_efficient.autodiff.capture import arguments_of_block
+from keras_efficient.layers.reversible.invertible_block import InvertibleBlock
 from keras_efficient.layers.reversible.invertible_block import as_blocks
 from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
@@ -67,6 +70,8 @@ class ReversibleSequence(ReversibleLayer):
         mask: Tensor for all sub-layers whose `call` has an argument `mask`.
             Keras fills it in from the inputs if there is no `context`.
         training: Python bool, passed on to all sub-layers.
+        block_arguments: List of one dictionary for each block, further
+            arguments by name for its sub-layers alone.
 
     Returns:
         One tensor or a list of streams, as the inputs.
@@ -116,6 +121,7 @@ class ReversibleSequence(ReversibleLayer):
             )
         _check_blocks(blocks, exact)
         super().__init__(axis=blocks[0].axis, **kwargs)
+        self.split = _split_of(blocks)
         check_stream_dtype(self, blocks)
         self.blocks = blocks
         self.reversible = reversible
@@ -125,6 +131,28 @@ class ReversibleSequence(ReversibleLayer):
 
     def couplings(self):
         return [c for block in self.blocks for c in block.couplings()]
+
+    def takes(self, name):
+        return name == BLOCK_ARGUMENTS or super().takes(name)
+
+    def spread(self, block_arguments):
+        """Return the arguments of each block for each of its couplings."""
+        if len(block_arguments) != len(self.blocks):
+            raise ValueError(
+                f"`{BLOCK_ARGUMENTS}` must be a list of one dictionary for "
+                f"each of the {len(self.blocks)} blocks of '{self.name}'. "
+                f"Received: {len(block_arguments)} of them"
+            )
+        spread = []
+        for block, own in zip(self.blocks, block_arguments):
+            lost = [name for name in own if not block.takes(name)]
+            if lost:
+                raise ValueError(
+                    f"No sub-layer of block '{block.name}' has a call argument "
+                    f"of the name(s) {lost}."
+                )
+            spread += [own] * len(block.couplings())
+        return spread
 
     def build(self, inputs_shape, context_shape=None, arguments_shape=None):
         shapes = self.stream_shapes(inputs_shape)
@@ -143,8 +171,10 @@ class ReversibleSequence(ReversibleLayer):
         return shapes if is_list else joined(shapes, self.axis)
 
     def build_sub_layers(self, shapes, shared):
-        for block in self.blocks:
-            block.build_sub_layers(shapes, shared)
+        if BLOCK_ARGUMENTS in shared:
+            self.spread(shared[BLOCK_ARGUMENTS])
+        for i, block in enumerate(self.blocks):
+            block.build_sub_layers(shapes, arguments_of_block(shared, i))
             shapes = block.compute_output_shape(shapes)
 
     def get_config(self):
@@ -183,6 +213,25 @@ def _check_blocks(blocks, exact):
             "as `AdditiveCoupling`: integers are added exactly, not "
             f"multiplied. Received: {inexact}"
         )
+
+
+def _split_of(blocks):
+    """Where the blocks split one tensor."""
+    splits = {block.split for block in blocks}
+    if len(splits) > 1 and any(
+        isinstance(c, InvertibleBlock) for b in blocks for c in b.couplings()
+    ):
+        raise ValueError(
+            "Layers that join the streams split them again into halves. "
+            f"Received: `split` of {splits - {None}} beside such layers. Use "
+            "couplings of halves."
+        )
+    if len(splits) > 1:
+        raise ValueError(
+            "All `blocks` must split one tensor at the same place. Received: "
+            f"`split` of {[block.split for block in blocks]}"
+        )
+    return splits.pop()
 
 
 def _check_identical(blocks):

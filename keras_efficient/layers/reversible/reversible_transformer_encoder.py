@@ -117,7 +117,7 @@ class ReversibleTransformerEncoder(TransformerBlock):
         self.grid = grid and tuple(grid)
         if mixer == "max":
             self.attention = PoolingFunction(
-                self.grid, self.dropout, **self.function_options()
+                self.grid, **self.function_options()
             )
 
     def get_config(self):

@@ -2,12 +2,15 @@
 
 from keras import ops
 
+from keras_efficient.autodiff.capture import BLOCK_ARGUMENTS
 from keras_efficient.autodiff.plain_run import plain_run
 from keras_efficient.autodiff.reconstruction_check import ReconstructionCheck
 from keras_efficient.autodiff.streams import join
 from keras_efficient.autodiff.streams import split
 from keras_efficient.layers.invertible.examples import zeros_per_example
 from keras_efficient.layers.reversible.log_det import WithLogDet
+from keras_efficient.layers.reversible.sub_layers import first_size
+from keras_efficient.layers.reversible.sub_layers import is_halved
 
 
 def run_blocks(
@@ -29,12 +32,25 @@ def run_blocks(
         The outputs, one tensor or a list or tuple as the inputs; with
         `return_log_det` a tuple of them and of `log |det J|`.
     """
+    if BLOCK_ARGUMENTS in shared:
+        own = layer.spread(shared[BLOCK_ARGUMENTS])
+        own = own[::-1] if blocks[0].undoes else own
+        shared = {**shared, BLOCK_ARGUMENTS: own}
     kind = type(inputs)
     streams, axis = standardize_streams(layer, inputs)
-    if not return_log_det:
+    halved = axis is None or is_halved(layer, streams.shape)
+    if halved and not return_log_det:
         outputs = _run(layer, run, blocks, streams, shared, training, axis)
         return list(outputs) if kind is list else outputs
-    streams = split(streams, axis)
+    if not halved:
+        # The engine keeps one tensor for both, where it can halve it again.
+        size = first_size(layer, streams.shape, at_end=blocks[0].undoes)
+        streams = split(streams, axis, size)
+    else:
+        streams = split(streams, axis)
+    if not return_log_det:
+        outputs = _run(layer, run, blocks, streams, shared, training, None)
+        return join(outputs, axis)
     total = zeros_per_example(streams[0])
     if layer.exact:  # its blocks only add
         outputs = _run(layer, run, blocks, streams, shared, training, None)
@@ -54,6 +70,14 @@ def standardize_streams(layer, inputs):
     if isinstance(inputs, (list, tuple)):
         return tuple(ops.cast(x, dtype) for x in inputs), None
     return ops.cast(inputs, dtype), layer.axis
+
+
+def split_streams(layer, inputs):
+    """Return the streams of one tensor, or those of a list."""
+    streams, axis = standardize_streams(layer, inputs)
+    if axis is None:
+        return streams
+    return split(streams, axis, first_size(layer, streams.shape))
 
 
 def _run(layer, run, blocks, streams, shared, training, axis):

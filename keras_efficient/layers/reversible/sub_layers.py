@@ -71,6 +71,28 @@ def split_shape(layer, shape, size=None):
     ]
 
 
+def is_halved(layer, shape):
+    """Whether one tensor of this shape is two equal streams all the way."""
+    return layer.split is None and shape[layer.axis] % 2 == 0
+
+
+def first_size(layer, shape, at_end=False):
+    """Return the size of the first stream of one tensor.
+
+    Args:
+        layer: A reversible layer.
+        shape: Tuple.
+        at_end: Boolean, whether `shape` is that of outputs. Half steps with
+            streams of two sizes make them change places.
+    """
+    if is_halved(layer, shape):
+        return shape[layer.axis] // 2
+    shapes = layer.stream_shapes(tuple(shape))
+    if at_end:
+        shapes = layer.compute_output_shape(shapes)
+    return shapes[0][layer.axis]
+
+
 def shapes_of_list(layer, shapes):
     """Return the shapes of streams; raise unless there is a list of them."""
     if not (len(shapes) and isinstance(shapes[0], (list, tuple))):
@@ -97,6 +119,23 @@ def pair(layer, shapes, equal=False):
             + f". Received: streams of shapes {shapes}"
         )
     return shapes
+
+
+def half_step_shape(layer, shape):
+    """Return the shape of the outputs of a coupling with functions f and g.
+
+    Without g the streams have changed places.
+    """
+    if not isinstance(shape[0], (list, tuple)):
+        layer.stream_shapes(shape)
+        return shape
+    shapes = [tuple(one) for one in shape]
+    return shapes if layer.g is not None else shapes[::-1]
+
+
+def first_of(y):
+    """Return what a function adds, of all that it returns."""
+    return y[0] if isinstance(y, (list, tuple)) else y
 
 
 def build_block(block, shapes, arguments_shape):

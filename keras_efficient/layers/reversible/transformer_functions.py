@@ -151,10 +151,9 @@ class PoolingFunction(Normalized):
         x: Tensor of shape `(batch, rows * columns, width)`.
     """
 
-    def __init__(self, grid, dropout, **kwargs):
+    def __init__(self, grid, **kwargs):
         super().__init__(**kwargs)
         self.grid = grid
-        self.rate = dropout
 
     def build(self, x_shape):
         super().build(x_shape)
@@ -168,13 +167,12 @@ class PoolingFunction(Normalized):
             data_format="channels_last", dtype=self.dtype_policy, name="mixer"
         )
         self.mixer.build((None, rows, columns, x_shape[-1]))
-        self.dropout = layers.Dropout(self.rate, dtype=self.dtype_policy)
 
     def call(self, x, training=None):
         y = self.norm(x)
         y = ops.reshape(y, (-1, *self.grid, x.shape[-1]))
         y = ops.reshape(self.mixer(y), ops.shape(x))
-        return self.dropout(self.output_norm(y), training=training)
+        return self.finish(y, training)
 
     def compute_output_shape(self, x_shape):
         return x_shape
