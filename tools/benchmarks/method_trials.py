@@ -275,7 +275,7 @@ class Chain(keras.Model):
 
 @trial
 def no_prop(seed):
-    """Ten blocks, 60 epochs of the digits: test error, %; bytes kept."""
+    """Ten blocks, 30 epochs of the digits: test error, %; bytes kept."""
     (x, y), (x_test, y_test) = data()
     found = {}
     for name in ("back-propagation", "NoProp"):
@@ -289,7 +289,7 @@ def no_prop(seed):
                 model = Chain(blocks)
                 loss = keras.losses.SparseCategoricalCrossentropy(True)
             model.compile(keras.optimizers.AdamW(3e-3, weight_decay=1e-3), loss)
-            epochs = 60 if steps == 10 else 1  # two blocks are for the bytes
+            epochs = 30 if steps == 10 else 1  # two blocks are for the bytes
             start = time.perf_counter()
             model.fit(x, y, 64, epochs=epochs, verbose=0)
             found[f"{name}, {steps} blocks: bytes"] = kept(model, x, y)
