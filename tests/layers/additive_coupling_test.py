@@ -73,8 +73,6 @@ def test_an_odd_channel_count_gives_the_second_stream_one_more():
 
 
 def test_channels_that_cannot_be_split_are_refused():
-    with pytest.raises(ValueError, match="both of the same shape"):
-        AdditiveCoupling(layers.Dense(3))(batch(2, 7))
     with pytest.raises(ValueError, match=r"at least 2. Received.*\(2, 1\)"):
         AdditiveCoupling(layers.Dense(1))(batch(2, 1))
     with pytest.raises(ValueError, match="must be known and at least 2"):
@@ -99,7 +97,5 @@ def test_a_sub_layer_must_keep_the_shape():
 
 
 def test_there_must_be_two_streams():
-    with pytest.raises(ValueError, match="two streams, both of the same shape"):
-        AdditiveCoupling(layers.Dense(3))((batch(2, 3), batch(2, 4)))
     with pytest.raises(ValueError, match="one tensor or a list of two streams"):
         AdditiveCoupling(layers.Dense(3))([batch(2, 3)] * 3)
