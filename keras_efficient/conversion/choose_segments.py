@@ -2,8 +2,8 @@
 
 import keras
 
+from keras_efficient.autodiff.graph_calls import record_calls
 from keras_efficient.conversion.cut_points import cut
-from keras_efficient.conversion.graph_calls import record_calls
 from keras_efficient.conversion.layer_tree import all_layers
 from keras_efficient.conversion.layer_tree import blocks
 from keras_efficient.conversion.layer_tree import graph_of

@@ -2,7 +2,7 @@ import collections
 
 import keras
 
-from keras_efficient.conversion.graph_calls import record_calls
+from keras_efficient.autodiff.graph_calls import record_calls
 from keras_efficient.conversion.layer_tree import all_layers
 from keras_efficient.conversion.layer_tree import graph_of
 from keras_efficient.layers.convolutional.tuned_conv import check_pair

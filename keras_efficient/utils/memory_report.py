@@ -46,8 +46,8 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
     - 8-bit Adam, MicroAdam and SinkGD;
     - reversible layers, for layers of this library that were built with
       `reversible=False` (measured);
-    - `to_reversible`, for a GPT-2 or BERT of KerasHub (measured on the
-      backbone; it computes a nearby function, see there);
+    - `to_reversible`, for a backbone of KerasHub that it takes (measured on
+      it; it computes a nearby function, see there);
     - `keras_efficient.recompute`, with the segments that it would choose
       (computed from what each keeps); and the same with MicroAdam.
 

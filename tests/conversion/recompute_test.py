@@ -11,9 +11,9 @@ from keras import ops
 
 import keras_efficient
 from keras_efficient import recompute
+from keras_efficient.autodiff.graph_calls import record_calls
 from keras_efficient.conversion import cut_points
 from keras_efficient.conversion import segments as running
-from keras_efficient.conversion.graph_calls import record_calls
 from keras_efficient.conversion.layer_tree import all_layers
 from keras_efficient.conversion.segments import is_recomputed
 from keras_efficient.conversion.step_bytes import fixed_bytes

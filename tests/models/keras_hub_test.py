@@ -53,6 +53,66 @@ def converted_gpt2():
     return hub.to_reversible(gpt2(), 0.5)
 
 
+SIZES = {
+    "vocabulary_size": 11,
+    "num_layers": 3,
+    "hidden_dim": 8,
+    "intermediate_dim": 12,
+}
+HEADS = {"num_query_heads": 4, "num_key_value_heads": 2}
+
+
+def llama():
+    return keras_hub.models.LlamaBackbone(**SIZES, **HEADS)
+
+
+def gemma3():
+    return keras_hub.models.Gemma3Backbone(
+        image_size=16, head_dim=4, **SIZES, **HEADS
+    )
+
+
+def opt():
+    return keras_hub.models.OPTBackbone(
+        num_heads=2, max_sequence_length=7, dropout=0.0, **SIZES
+    )
+
+
+def roberta():
+    return keras_hub.models.RobertaBackbone(
+        num_heads=2, max_sequence_length=7, dropout=0.0, **SIZES
+    )
+
+
+def vit():
+    return keras_hub.models.ViTBackbone((8, 8, 3), 4, 3, 2, 8, 12)
+
+
+def inputs_of(backbone):
+    """Return a batch of four for a backbone."""
+    if not isinstance(backbone.input, dict):
+        return batch(4, 8, 8, 3)
+    others = {"segment_ids": FULL["token_ids"] % 2}
+    return {name: {**FULL, **others}[name] for name in backbone.input}
+
+
+def outputs_of(model, inputs):
+    y = model.predict(inputs, verbose=0)
+    return y["sequence_output"] if isinstance(y, dict) else y
+
+
+def converted_llama():
+    return hub.to_reversible(llama(), 0.5)
+
+
+def converted_gemma3():
+    return hub.to_reversible(gemma3(), 0.5)
+
+
+def converted_opt():
+    return hub.to_reversible(opt(), 0.5)
+
+
 def test_only_the_module_for_it_imports_keras_hub():
     for path in FILES:
         # `memory_report` imports it where KerasHub has been imported before.
@@ -94,7 +154,16 @@ def test_the_network_is_that_of_the_plain_keras_model():
     assert np.max(np.abs(y[:, :2] - expected[:, :2])) > 0.01
 
 
-@pytest.mark.parametrize("build", [reversible_backbone, converted_gpt2])
+@pytest.mark.parametrize(
+    "build",
+    [
+        reversible_backbone,
+        converted_gpt2,
+        converted_llama,  # fewer heads for keys and values
+        converted_gemma3,  # keys and values apart, more than the width
+        converted_opt,  # positions and tokens in one layer
+    ],
+)
 def test_generation_equals_greedy_decoding_without_a_cache(build, tmp_path):
     model = hub.ReversibleCausalLM(build())
     scatter(model)
@@ -109,7 +178,7 @@ def test_generation_equals_greedy_decoding_without_a_cache(build, tmp_path):
         )
     np.testing.assert_array_equal(ours, tokens)
     assert len(np.unique(tokens[:, 4:])) > 2
-    if build is converted_gpt2:  # saved below, in mixed precision
+    if build is not reversible_backbone:  # saved below
         # From the first of the tokens that ends a sequence on, nothing counts.
         stop = int(tokens[0, 4])
         ended = model.generate(dict(PROMPT), stop_token_ids=(stop,))
@@ -190,25 +259,65 @@ def test_a_converted_bert_computes_its_equations_and_is_fine_tuned():
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("build", [gpt2, bert])
+@pytest.mark.parametrize(
+    "build", [gpt2, bert, llama, gemma3, opt, roberta, vit]
+)
 def test_less_momentum_is_closer_to_the_original(build):
-    backbone = build(3)
+    backbone = build()
     fill(backbone)
-    inputs = dict(FULL)
-    if build is bert:
-        inputs["segment_ids"] = np.zeros_like(inputs["token_ids"])
-
-    def output(model):
-        y = model.predict(inputs, verbose=0)
-        return y if build is gpt2 else y["sequence_output"]
-
-    expected = output(backbone)
-    distances = [
-        np.linalg.norm(output(hub.to_reversible(backbone, m)) - expected)
-        for m in (1e-3, 0.1, 0.5)
-    ]
+    inputs = inputs_of(backbone)
+    expected = outputs_of(backbone, inputs)
+    distances = []
+    for momentum in (1e-3, 0.1, 0.5):
+        converted = hub.to_reversible(backbone, momentum)
+        y = outputs_of(converted, inputs)
+        distances.append(np.linalg.norm(y - expected))
+        assert {id(v) for v in converted.weights} == {
+            id(v) for v in backbone.weights
+        }
     assert distances[0] < 0.01 * np.linalg.norm(expected)
     assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize("build", [gemma3, vit])
+def test_a_whole_converted_backbone_has_the_gradients_of_its_twin(build):
+    backbone = build()
+    fill(backbone)
+    inputs = inputs_of(backbone)
+    steps = []
+    for reversible in (True, False):
+        start = backbone.get_weights()
+        model = hub.to_reversible(backbone, 0.5, reversible)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        targets = batch(4, 7 if build is gemma3 else 5, 8)
+        model.fit(inputs, targets, epochs=1, batch_size=4, verbose=0)
+        steps.append(backbone.get_weights())
+        backbone.set_weights(start)
+    for ours, theirs in zip(*steps):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    moved = [np.max(np.abs(x - y)) for x, y in zip(steps[0], start)]
+    assert sum(x > 0 for x in moved) >= 3 * 9
+
+
+@pytest.mark.parametrize("build", [llama, vit])
+def test_lora_before_and_after_the_conversion_and_saving(build, tmp_path):
+    backbone = build()
+    fill(backbone)
+    if build is llama:
+        backbone.enable_lora(2)
+    converted = hub.to_reversible(backbone, 0.5)
+    if build is vit:
+        converted.enable_lora(2)
+    few = [v for v in converted.trainable_variables if "lora" in v.path]
+    assert len(few) == 3 * 2 * 2
+    for v in few:
+        v.assign(0.1 * np.ones(v.shape))
+    inputs = inputs_of(backbone)
+    converted.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        outputs_of(loaded, inputs), outputs_of(converted, inputs), atol=1e-4
+    )
 
 
 def test_gradients_of_a_converted_backbone_equal_those_of_its_twin():
@@ -248,7 +357,7 @@ def test_momentum_follows_the_depth():
 
 
 def test_mixed_precision_survives_saving(tmp_path):
-    model = hub.to_reversible(gpt2(1, dtype="mixed_bfloat16"), 0.5)
+    model = hub.to_reversible(gpt2(2, dtype="mixed_bfloat16"), 0.5)
     layer = model.get_layer("transformer_layers").blocks[0].f
     assert layer.compute_dtype == "bfloat16"
     model.save(tmp_path / "model.keras")
@@ -259,10 +368,35 @@ def test_mixed_precision_survives_saving(tmp_path):
     )
 
 
-def test_other_backbones_are_refused():
-    with pytest.raises(TypeError, match="must be a `keras_hub.*Recompute"):
-        hub.to_reversible(reversible_backbone())
-    with pytest.raises(TypeError, match="after `to_reversible`. Received"):
-        hub.ReversibleCausalLM(gpt2())
+def bart():
+    return keras_hub.models.BartBackbone(
+        num_heads=2, max_sequence_length=7, **SIZES
+    )
+
+
+def vgg():
+    return keras_hub.models.VGGBackbone([2, 2], [4, 8], (32, 32, 3))
+
+
+@pytest.mark.parametrize(
+    "build, reason",
+    [
+        (reversible_backbone, "no layer in it"),
+        (bart, "it has 2 chains: 3 TransformerEncoder, 3 TransformerDecoder"),
+        (vgg, "no layer in it"),
+        (converted_gpt2, "no layer in it"),
+        (lambda: keras.Sequential(), "it is a .*Sequential"),
+    ],
+)
+def test_other_backbones_are_refused(build, reason):
+    with pytest.raises(TypeError, match=reason) as error:
+        hub.to_reversible(build())
+    assert "keras_efficient.recompute(backbone)" in str(error.value)
+
+
+def test_what_cannot_generate_is_refused():
+    for backbone in (gpt2(), hub.to_reversible(bert())):
+        with pytest.raises(TypeError, match="a decoder of.*take a cache"):
+            hub.ReversibleCausalLM(backbone)
     with pytest.raises(ValueError, match="`momentum` must be between 0 and 1"):
         hub.to_reversible(gpt2(), 1.0)

@@ -5,31 +5,10 @@ from keras import ops
 from keras_efficient.layers import MomentumCoupling
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.models.cached_run import cached_run
+from keras_efficient.models.hub.residual_branch import ResidualBranch
+from keras_efficient.models.hub.residual_chain import find_chain
 
 MAX_GROWTH = 1000
-
-
-@keras.saving.register_keras_serializable(package="keras_efficient")
-class ResidualBranch(keras.layers.Layer):
-    """What a transformer layer of KerasHub adds to its input."""
-
-    def __init__(self, layer, mask_argument, **kwargs):
-        super().__init__(dtype=layer.dtype_policy, **kwargs)
-        self.supports_masking = True
-        self.layer = layer
-        self.mask_argument = mask_argument
-
-    def build(self, x_shape):
-        pass  # The layer comes with its weights.
-
-    def call(self, x, mask=None, cache=None, index=None, training=None):
-        arguments = {"training": training, self.mask_argument: mask}
-        if cache is None:
-            return self.layer(x, **arguments) - x
-        arguments["self_attention_cache"] = cache
-        arguments["self_attention_cache_update_index"] = index
-        y, cache = self.layer(x, **arguments)
-        return y - x, cache
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -37,34 +16,36 @@ class MomentumBackbone(keras_hub.models.Backbone):
     """Run a backbone of KerasHub as `to_reversible` has made it, which see.
 
     Args:
-        backbone: A GPT-2 or BERT backbone.
+        backbone: A backbone that is a chain of layers.
         momentum: Float between 0 and 1, or `None`.
         reversible: Boolean.
         **kwargs: Arguments of `keras_hub.models.Backbone`.
     """
 
     def __init__(self, backbone, momentum, reversible=True, **kwargs):
-        embed, finish, mask_argument = _parts(backbone)
+        chain = find_chain(backbone)
         if momentum is None:
             # Errors of the reconstruction grow by 1 / momentum a layer.
-            momentum = MAX_GROWTH ** (-1 / backbone.num_layers)
+            momentum = MAX_GROWTH ** (-1 / len(chain.layers))
+        cache_shape = _cache_shape(backbone)
+        width = chain.first.shape[-1]
+        branches = [
+            ResidualBranch(layer, cache_shape, width) for layer in chain.layers
+        ]
         run = ReversibleSequence(
-            [
-                MomentumCoupling(ResidualBranch(layer, mask_argument), momentum)
-                for layer in backbone.transformer_layers
-            ],
+            [MomentumCoupling(branch, momentum) for branch in branches],
             reversible,
             name="transformer_layers",
         )
-        inputs = {
-            name: keras.Input((None,), dtype="int32", name=name)
-            for name in backbone.input
-        }
-        x = embed(inputs)
-        position, velocity = run(
-            [x, ops.zeros_like(x)], mask=inputs["padding_mask"]
+        inputs = keras.tree.map_structure(
+            lambda x: keras.Input(
+                batch_shape=x.shape, dtype=x.dtype, name=x.name
+            ),
+            backbone.input,
         )
-        outputs = finish(position, velocity, momentum)
+        tensors, x, arguments = chain.enter(inputs)
+        streams = run([x, ops.zeros_like(x)], **arguments)
+        outputs = chain.leave(tensors, _result(chain, *streams, momentum))
         self.token_embedding = backbone.token_embedding
         super().__init__(
             inputs=inputs,
@@ -73,20 +54,33 @@ class MomentumBackbone(keras_hub.models.Backbone):
         )
         self.momentum = momentum
         self.reversible = reversible
-        self.hidden_dim = backbone.hidden_dim
-        self.vocabulary_size = backbone.vocabulary_size
+        # Tasks ask a backbone for its sizes.
+        for name, value in vars(backbone).items():
+            is_public = not name.startswith("_") and not hasattr(self, name)
+            if is_public and isinstance(value, (int, float, str)):
+                setattr(self, name, value)
         self._backbone_config = keras.saving.serialize_keras_object(backbone)
-        self._cache_shape = (
-            backbone.num_layers,
-            2,
-            backbone.num_heads,
-            backbone.hidden_dim // backbone.num_heads,
+        self._lora_names = backbone.default_lora_layer_names()
+        self._cache_shape = cache_shape
+        self._chain = chain
+
+    def default_lora_layer_names(self):
+        return list(self._lora_names)
+
+    @property
+    def has_cache(self):
+        """Whether it is a decoder of tokens whose layers take a cache."""
+        run = self.get_layer("transformer_layers")
+        return (
+            all(block.f.takes("cache") for block in run.blocks)
+            and isinstance(self.output, keras.KerasTensor)
+            and set(self.input) == {"token_ids", "padding_mask"}
         )
-        self._embed, self._finish = embed, finish
 
     def empty_cache(self, batch_size, length):
         """Return a cache of keys and values for `call_with_cache`."""
-        blocks, two, heads, size = self._cache_shape
+        two, heads, size = self._cache_shape
+        blocks = len(self._chain.layers)
         shape = (batch_size, blocks, two, length, heads, size)
         return ops.zeros(shape, self.compute_dtype)
 
@@ -102,10 +96,15 @@ class MomentumBackbone(keras_hub.models.Backbone):
             `(hidden states, cache)`.
         """
         run = self.get_layer("transformer_layers")
-        x = self._embed({"token_ids": token_ids}, start_index=index)
+        inputs = {
+            "token_ids": token_ids,
+            "padding_mask": ops.ones_like(token_ids),
+        }
+        tensors, x, _ = self._chain.enter(inputs, False, index)
         x = ops.cast(x, run.compute_dtype)
         streams, cache = cached_run(run, (x, ops.zeros_like(x)), cache, index)
-        return self._finish(*streams, self.momentum), cache
+        hidden = _result(self._chain, *streams, self.momentum)
+        return self._chain.leave(tensors, hidden, False), cache
 
     def get_config(self):
         return {
@@ -121,60 +120,22 @@ class MomentumBackbone(keras_hub.models.Backbone):
         return super().from_config({**config, "backbone": backbone})
 
 
-def _parts(backbone):
-    """Return what is before and after the transformer layers of a backbone."""
-    if isinstance(backbone, keras_hub.models.GPT2Backbone):
-        return _before_gpt2(backbone), _after_gpt2(backbone), _GPT2_MASK
-    if isinstance(backbone, keras_hub.models.BertBackbone):
-        return _before_bert(backbone), _after_bert(backbone), "padding_mask"
-    raise TypeError(
-        "`backbone` must be a `keras_hub.models.GPT2Backbone` or a "
-        f"`BertBackbone`. Received: backbone={backbone} (of type "
-        f"{type(backbone)}). Wrap the layers of another network in "
-        "`keras_efficient.layers.Recompute`, which computes the same function "
-        "as the network and keeps one tensor a layer."
-    )
+def _result(chain, position, velocity, momentum):
+    """Return what is behind the layers, in the place of their last output."""
+    if not chain.is_normalized:
+        return position
+    # What the velocity would still bring if there were no more layers.
+    return position + momentum / (1 - momentum) * velocity
 
 
-_GPT2_MASK = "decoder_padding_mask"
+def _cache_shape(backbone):
+    """Return `(2, heads, size)` by the names of KerasHub, or `None`."""
 
+    def first(*names):
+        return next((x for n in names if (x := getattr(backbone, n, None))), 0)
 
-def _before_gpt2(backbone):
-    def embed(inputs, start_index=0):
-        x = backbone.token_embedding(inputs["token_ids"])
-        positions = backbone.position_embedding(x, start_index=start_index)
-        return backbone.embeddings_dropout(
-            backbone.embeddings_add((x, positions))
-        )
-
-    return embed
-
-
-def _after_gpt2(backbone):
-    def finish(position, velocity, momentum):
-        # What the velocity would still bring if there were no more layers.
-        rest = momentum / (1 - momentum) * velocity
-        return backbone.layer_norm(position + rest)
-
-    return finish
-
-
-def _before_bert(backbone):
-    def embed(inputs):
-        x = backbone.token_embedding(inputs["token_ids"])
-        positions = backbone.position_embedding(x)
-        segments = backbone.segment_embedding(inputs["segment_ids"])
-        x = backbone.embeddings_add((x, positions, segments))
-        return backbone.embeddings_dropout(backbone.embeddings_layer_norm(x))
-
-    return embed
-
-
-def _after_bert(backbone):
-    def finish(position, velocity, momentum):
-        return {
-            "sequence_output": position,
-            "pooled_output": backbone.pooled_dense(position[:, 0]),
-        }
-
-    return finish
+    heads = first("num_query_heads", "num_heads", "num_attention_heads")
+    if not heads:
+        return None
+    size = first("head_dim") or first("hidden_dim") // heads
+    return 2, first("num_key_value_heads") or heads, size

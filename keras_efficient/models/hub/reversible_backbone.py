@@ -93,6 +93,8 @@ class ReversibleBackbone(keras_hub.models.Backbone):
         )
         super().__init__(inputs=inputs, outputs=hidden, dtype=dtype, **kwargs)
 
+    has_cache = True
+
     def empty_cache(self, batch_size, length):
         """Return a cache of keys and values for `call_with_cache`."""
         return self.stack.empty_cache(batch_size, length)

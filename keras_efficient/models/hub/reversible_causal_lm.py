@@ -20,7 +20,8 @@ class ReversibleCausalLM(keras_hub.models.CausalLM):
 
     Args:
         backbone: A `keras_efficient.models.hub.ReversibleBackbone`, or a
-            GPT-2 backbone after `keras_efficient.models.hub.to_reversible`.
+            decoder (GPT-2, Llama, Gemma and so on) after
+            `keras_efficient.models.hub.to_reversible`.
         preprocessor: A `keras_hub.models.CausalLMPreprocessor` around a
             tokenizer of KerasHub, or `None`. Defaults to `None`.
         **kwargs: Arguments of `keras_hub.models.CausalLM`, such as `name`.
@@ -56,10 +57,11 @@ class ReversibleCausalLM(keras_hub.models.CausalLM):
     preprocessor_cls = keras_hub.models.CausalLMPreprocessor
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
-        if not hasattr(backbone, "call_with_cache"):
+        if not getattr(backbone, "has_cache", False):
             raise TypeError(
-                "`backbone` must be a `ReversibleBackbone`, or a GPT-2 "
-                "backbone after `to_reversible`. Received: "
+                "`backbone` must be a `ReversibleBackbone`, or a decoder of "
+                "KerasHub after `to_reversible`, which takes `token_ids` and "
+                "`padding_mask` and whose layers take a cache. Received: "
                 f"backbone={backbone} (of type {type(backbone)})"
             )
         self.backbone = backbone

@@ -2,7 +2,13 @@ from keras_efficient.models.hub.momentum_backbone import MomentumBackbone
 
 
 def to_reversible(backbone, momentum=None, reversible=True):
-    """Make a GPT-2 or BERT backbone reversible, with the weights it has.
+    """Make a backbone of KerasHub reversible, with the weights it has.
+
+    It takes any backbone that is a chain of layers: GPT-2, Llama, Gemma, Qwen,
+    Mistral, Phi, OPT, GPT-NeoX, Bloom, Falcon, BERT, RoBERTa, ViT and so on.
+    The chain is found in the graph of the backbone, or inside of a layer in
+    it: two or more layers of one class, each called on the output of the one
+    before. What is before and behind the chain stays as it is.
 
     Use it to fine-tune in less memory. The result takes the place of the
     backbone in a task of KerasHub and shares its variables. It computes
@@ -17,23 +23,23 @@ def to_reversible(backbone, momentum=None, reversible=True):
     ```
 
     What a layer adds arrives spread over the layers after it, a part
-    `m ** n` of it still missing n layers on. Embeddings are the same. GPT-2
-    ends in `layer_norm(x + m / (1 - m) v)`, where all that was added has
-    arrived, BERT in `x`. With `m = 0` this would be the plain network; but
-    the backward pass divides by `m` to recompute activations, and its
-    rounding errors grow by `1 / m` a layer.
+    `m ** n` of it still missing n layers on. A chain with a normalization
+    behind it, as GPT-2, ends in `norm(x + m / (1 - m) v)`, where all that was
+    added has arrived, another, as BERT, in `x`. With `m = 0` this would be the
+    plain network; but the backward pass divides by `m` to recompute
+    activations, and its rounding errors grow by `1 / m` a layer.
 
     By default `m = 0.001 ** (1 / layers)`, which bounds this growth by 1000.
     Choose more momentum for the gradient, less for the function.
     `keras_efficient.utils.check_reversibility` measures the first;
     `guides/benchmarks.md` has figures of both. Use the converted network also
     after fine-tuning: the plain wiring then predicts less well. If the
-    function has to stay what it is, use `keras_efficient.layers.Recompute`,
-    which keeps one tensor a layer.
+    function has to stay what it is, use `keras_efficient.recompute`, which
+    keeps one tensor a layer.
 
     Args:
-        backbone: A `keras_hub.models.GPT2Backbone` or
-            `keras_hub.models.BertBackbone`.
+        backbone: A `keras_hub.models.Backbone`. LoRA can be enabled before
+            or after.
         momentum: Float between 0 and 1. Defaults to `None`, see above.
         reversible: Boolean. Whether to recompute activations instead of
             storing them. Defaults to `True`.
@@ -41,11 +47,11 @@ def to_reversible(backbone, momentum=None, reversible=True):
     Returns:
         A `keras_hub.models.Backbone` with the inputs and outputs of the one
         given. `keras_efficient.models.hub.ReversibleCausalLM` fine-tunes a
-        GPT-2 and generates text with a cache. (`keras_hub`'s own
+        decoder and generates text with a cache. (`keras_hub`'s own
         `GPT2CausalLM` would generate with the plain wiring.)
 
     Raises:
-        TypeError: the backbone is of another kind.
+        TypeError: the backbone is no such chain, as T5 and ResNets.
         ValueError: `momentum` is not between 0 and 1.
 
     Example:

@@ -38,8 +38,14 @@ class GraphCall(keras.Operation):
     def makes(self):
         return keras.tree.flatten(self.output)
 
-    def run(self, tensors, training):
-        """Call it on what a dictionary has for the ids of symbolic tensors."""
+    def run(self, tensors, training, **others):
+        """Call it on what a dictionary has for the ids of symbolic tensors.
+
+        Args:
+            tensors: The dictionary.
+            training: Python bool or `None`.
+            **others: Further arguments.
+        """
 
         def fill(x):
             is_symbol = isinstance(x, keras.KerasTensor)
@@ -52,7 +58,7 @@ class GraphCall(keras.Operation):
             self.operation, keras.layers.Layer
         ):
             kwargs["training"] = training
-        return self.operation(*args, **kwargs)
+        return self.operation(*args, **kwargs, **others)
 
 
 def record_calls(graph):
