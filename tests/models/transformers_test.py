@@ -110,7 +110,7 @@ def test_gradients_of_a_vit_equal_those_of_the_plain_twin():
 
 def test_fit_of_a_language_model_equals_that_of_the_plain_twin():
     histories, weights = [], []
-    tokens = np.random.default_rng(0).integers(0, 11, (48, 7))
+    tokens = (np.arange(48)[:, None] + np.arange(7)) % 11  # to be learnt
     for reversible in (True, False):
         model = language_model(reversible, dropout=0.1)
         fill(model)

@@ -77,8 +77,9 @@ def check_state_is_there(values):
     """Keras skips the state, with a warning, where it does not fit."""
     (iterations,) = (v for k, v in values.items() if k.endswith("iteration"))
     assert iterations == resumed_run.STEPS
-    codes = [v for name, v in values.items() if name.endswith("codes")]
-    assert codes and all(v.any() for v in codes)
+    ends = "codes", "momentum"
+    state = [v for name, v in values.items() if name.endswith(ends)]
+    assert state and all(v.any() for v in state)
 
 
 @each_optimizer

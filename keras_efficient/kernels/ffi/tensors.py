@@ -81,13 +81,15 @@ def is_wrapper(tensor):
 def untraced(function):
     """Decorate a function that Dynamo is not to trace into.
 
-    It would follow it into Numba's compiler, which takes minutes.
+    It would follow it into Numba's compiler, which takes minutes. Where Dynamo
+    is not imported nobody traces; to ask for it would import Triton, whose
+    LLVM ends a process that has XLA's.
     """
     disabled = []
 
     @functools.wraps(function)
     def call(*args):
-        if "torch" not in sys.modules:
+        if "torch._dynamo" not in sys.modules:
             return function(*args)
         if not disabled:
             disabled.append(sys.modules["torch"].compiler.disable(function))
