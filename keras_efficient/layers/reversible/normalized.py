@@ -23,7 +23,7 @@ class Normalized(layers.Layer):
         self.drop_rate = drop_rate
 
     def build(self, x_shape):
-        self.norm = self.output_norm = layers.Identity()
+        self.norm = self.output_norm = layers.Identity(dtype=self.dtype_policy)
         if self.normalization != "post":
             self.norm = self._layer_norm(x_shape)
         if self.normalization != "pre":
