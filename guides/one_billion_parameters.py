@@ -366,6 +366,7 @@ def draw(results, path):
     for name, found in zip(names, fits.values()):
         steps = range(1, len(found["losses"]) + 1)
         lines.plot(steps, found["losses"], label=name)
+    lines.xaxis.get_major_locator().set_params(integer=True)
     lines.set_xlabel("step, always on the same batch")
     lines.set_ylabel("loss")
     lines.legend(fontsize=7)
