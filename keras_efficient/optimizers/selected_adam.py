@@ -175,7 +175,9 @@ class SelectedAdam(CompressedOptimizer):
                 slots = self._states[index]
                 self._select(index, variable, slots)
                 if is_clipped:
-                    gradient = self._masked(dense(gradient), slots)
+                    # Slices of TensorFlow become a tensor by this.
+                    gradient = ops.reshape(dense(gradient), variable.shape)
+                    gradient = self._masked(gradient, slots)
             masked.append(gradient)
         super().apply(masked, trainable_variables)
 
