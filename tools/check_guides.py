@@ -31,7 +31,7 @@ ARGUMENTS = {
         "--parts lora --batch-size 2 --steps 1 --depth 2 --width 16"
     ),
     "fine_tune_gpt2": (
-        "--first-steps 1 --steps 2 --depth 1 --width 16 --batch-size 64"
+        "--first-steps 1 --steps 2 --depth 2 --width 16 --batch-size 64"
     ),
     "fine_tuning_methods": (
         "--first-steps 1 --steps 2 --depth 2 --width 16 --batch-size 4"
