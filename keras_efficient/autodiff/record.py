@@ -83,7 +83,7 @@ class Record(keras.StatelessScope):
                 return value
         self._is_reading = True
         try:
-            return _uncast(read=lambda: variable.value)
+            return stored(variable)
         finally:
             self._is_reading = False
 

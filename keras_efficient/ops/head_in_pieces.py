@@ -48,12 +48,10 @@ class HeadInPieces(ChunkedHead):
         words = ops.arange(self.vocabulary, dtype="int32")
         size = WORDS_A_PIECE
         if tokens:
-            entries = ENTRIES_A_PIECE
+            size = max(size, math.ceil(ENTRIES_A_PIECE / tokens))
             if self.loss.chunk_size:
                 entries = self.loss.chunk_size * self.vocabulary
-            size = math.ceil(entries / tokens)
-            if not self.loss.chunk_size:
-                size = max(size, WORDS_A_PIECE)
+                size = math.ceil(entries / tokens)
 
         def run(carry, rows):
             words, kernel, *bias = rows

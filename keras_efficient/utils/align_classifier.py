@@ -109,7 +109,9 @@ def align_classifier(
         x = np.concatenate(x).astype("float32")
         order = random.permutation(len(x))
         history = model.fit(
-            *(x[order], labels[order], batch_size),
+            x[order],
+            labels[order],
+            batch_size=batch_size,
             verbose=0,
             shuffle=False,
         )

@@ -149,13 +149,10 @@ class ElasticConv2D(ElasticLayer):
     def set_active(self, filters=None, kernel_size=None, inputs=None):
         """Choose how many filters and inputs count, and the kernel size."""
         *_, rows, columns = self.kernel.shape
-        self._assign(
-            *("filters", self.active_outputs, filters, range(1, columns + 1))
-        )
-        self._assign(
-            *("kernel_size", self.active_kernel_size, kernel_size),
-            self.kernel_sizes,
-        )
+        counts = range(1, columns + 1)
+        self._assign("filters", self.active_outputs, filters, counts)
+        sizes = self.kernel_sizes
+        self._assign("kernel_size", self.active_kernel_size, kernel_size, sizes)
         self._assign("inputs", self.active_inputs, inputs, range(1, rows + 1))
 
     def export(self):

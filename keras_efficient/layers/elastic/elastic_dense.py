@@ -93,9 +93,8 @@ class ElasticDense(ElasticLayer):
     def set_active(self, units=None, inputs=None):
         """Choose how many units and inputs count, the first ones of each."""
         rows, columns = self.kernel.shape
-        self._assign(
-            *("units", self.active_outputs, units, range(1, columns + 1))
-        )
+        counts = range(1, columns + 1)
+        self._assign("units", self.active_outputs, units, counts)
         self._assign("inputs", self.active_inputs, inputs, range(1, rows + 1))
 
     def export(self):
