@@ -251,7 +251,8 @@ def draw(before, results, path):
     except ImportError:
         print("without matplotlib there is no picture")
         return
-    matplotlib.use("Agg")
+    if "MPLBACKEND" not in os.environ:  # a notebook sets it
+        matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -266,7 +267,6 @@ def draw(before, results, path):
     axes.set_xlabel("kilobytes of optimizer state")
     axes.set_ylabel("nats a token, held out")
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 """

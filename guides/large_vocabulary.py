@@ -236,7 +236,8 @@ def show(results, path):
         import matplotlib
     except ImportError:
         return
-    matplotlib.use("Agg")
+    if "MPLBACKEND" not in os.environ:  # a notebook sets it
+        matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")

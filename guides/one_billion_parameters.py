@@ -341,7 +341,8 @@ def draw(results, path):
         import matplotlib
     except ImportError:
         return
-    matplotlib.use("Agg")
+    if "MPLBACKEND" not in os.environ:  # a notebook sets it
+        matplotlib.use("Agg")
     from matplotlib import pyplot
 
     fits = {k: v for k, v in results.items() if "error" not in v}

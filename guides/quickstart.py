@@ -39,7 +39,8 @@ from rich.table import Table
 
 import keras_efficient
 
-matplotlib.use("Agg")
+if "MPLBACKEND" not in os.environ:  # a notebook sets it
+    matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 """

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import keras
+import nbclient
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,6 +164,24 @@ def test_the_command_writes_beside_the_guide(tmp_path, monkeypatch, capsys):
     assert Path(other).exists()
 
 
+@pytest.mark.slow
+def test_a_notebook_shows_its_figure(tmp_path):
+    if keras.config.backend() != "torch":
+        pytest.skip("takes long to compile")
+    file = tmp_path / "quickstart.ipynb"
+    py2nb.convert(ROOT / "guides" / "quickstart.py", file)
+    book = nbformat.read(file, as_version=4)
+    options = check_guides.ARGUMENTS["quickstart"].split()
+    launch = book.cells[-1]
+    launch.source = launch.source.replace(
+        "[__file__]", f"[__file__, *{options}]"
+    )
+    nbclient.NotebookClient(
+        book, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    assert any("image/png" in out.get("data", ()) for out in launch.outputs)
+
+
 def test_all_guides_are_checked():
     assert set(check_guides.ARGUMENTS) == {path.stem for path in GUIDES}
 
@@ -188,7 +208,11 @@ COMPILED = {"custom_training_loop", "your_own_reversible_block"}
 
 
 @pytest.mark.slow
-@each_guide
+@pytest.mark.parametrize(
+    "guide",  # quickstart runs as a notebook, above
+    [path for path in GUIDES if path.stem != "quickstart"],
+    ids=lambda path: path.stem,
+)
 def test_a_guide_runs(guide, tmp_path, monkeypatch, capsys):
     if keras.config.backend() != "torch" and guide.stem not in COMPILED:
         pytest.skip("takes long to compile")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.reversible import MODES
@@ -93,3 +94,14 @@ def _in_a_process(name, task, optimizer, options):
         if done.returncode:
             return {**result, "error": done.stderr.strip().splitlines()[-1:]}
         return {**result, **json.loads(file.read_text())}
+
+
+def spread(runs, key):
+    """Return mean and deviation of one figure of several runs."""
+    values = [run[key] for run in runs]
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {
+        "mean": float(np.mean(values)),
+        "deviation": deviation,
+        "values": values,
+    }

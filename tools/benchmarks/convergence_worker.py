@@ -7,22 +7,15 @@ import numpy as np
 
 import keras_efficient
 from benchmarks import real_tasks
+from benchmarks import weights_worker
+from benchmarks.comparison import spread
 from benchmarks.convergence import RATES
-
-OPTIONS = {
-    # Its matrices see 0.05 of the rate otherwise.
-    "SinkGD": {"alpha": 1.0},
-    # With Keras' 1e-30, squares of entries without a gradient are 0 / 0 in
-    # float32.
-    "Adafactor": {"epsilon_1": 1e-12},
-}
-BATCH = 32
+from benchmarks.real_tasks import BATCH
+from benchmarks.real_tasks import make_optimizer
 
 
 def run(task, name, options):
     if options.weights != "float32":
-        from benchmarks import weights_worker
-
         return weights_worker.run(task, name, options)
     trial = Trial(task, name, options)
     tuning = [-1 - seed for seed in range(options.tuning_seeds)]
@@ -41,16 +34,6 @@ def run(task, name, options):
         "milliseconds": float(np.median([run["step"] for run in runs]) * 1e3),
         "bytes": keras_efficient.utils.optimizer_state_bytes(model.optimizer)
         / model.count_params(),
-    }
-
-
-def spread(runs, key):
-    values = [run[key] for run in runs]
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {
-        "mean": float(np.mean(values)),
-        "deviation": deviation,
-        "values": values,
     }
 
 
@@ -96,9 +79,3 @@ class Trial:
             ),
             "step": seconds / (self.steps - self.steps // 2),
         }
-
-
-def make_optimizer(name, **options):
-    ours = keras_efficient.optimizers
-    module = ours if hasattr(ours, name) else keras.optimizers
-    return getattr(module, name)(**OPTIONS.get(name, {}), **options)

@@ -19,7 +19,6 @@ a process of its own. "a second" are tokens or images, by the median step.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -109,14 +108,6 @@ def measure(mode, network, options):
             rows.append({"contender": asked[len(rows)], "fails": reason})
         yield from rows
         left = left[len(rows) :]
-
-
-def summarize(row):
-    """Add to what was counted what is told of it."""
-    row["peak bytes"] = row["held bytes"] + row["bytes on top"]
-    row["ms"] = 1000 * statistics.median(row["seconds"])
-    row["a second"] = 1000 * row["examples"] / row["ms"]
-    return row
 
 
 def tabulate(run):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import statistics
 import time
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from keras import ops
 import keras_efficient
 from benchmarks.blocks import attention_and_feed_forward
 from benchmarks.blocks import run_of_blocks
-from benchmarks.published import summarize
 from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils import optimizer_state_bytes
 from keras_efficient.utils import peak_bytes
@@ -69,17 +69,21 @@ def train(mode, network, name, options):
         raise ArithmeticError(f"the losses are not finite: {losses}")
     state = state_bytes()
     held = bytes_of(model.variables) + state
-    return summarize(
-        {
-            "parameters": model.count_params(),
-            "state bytes": state,
-            "held bytes": held,
-            "bytes on top": bytes_on_top(mode, model, step, held),
-            "seconds": seconds,
-            "examples": x.size if network in GPT2 else len(x),
-            "losses": losses,
-        }
-    )
+    on_top = bytes_on_top(mode, model, step, held)
+    seconds_a_step = statistics.median(seconds)
+    examples = x.size if network in GPT2 else len(x)
+    return {
+        "parameters": model.count_params(),
+        "state bytes": state,
+        "held bytes": held,
+        "bytes on top": on_top,
+        "peak bytes": held + on_top,
+        "seconds": seconds,
+        "ms": 1000 * seconds_a_step,
+        "examples": examples,
+        "a second": examples / seconds_a_step,
+        "losses": losses,
+    }
 
 
 def gpt2(network, variant, batch_size):

@@ -11,7 +11,17 @@ import numpy as np
 from keras import layers
 from keras import ops
 
+import keras_efficient
+
 CONTEXT = 32  # characters
+OPTIONS = {
+    # Its matrices see 0.05 of the rate otherwise.
+    "SinkGD": {"alpha": 1.0},
+    # With Keras' 1e-30, squares of entries without a gradient are 0 / 0 in
+    # float32.
+    "Adafactor": {"epsilon_1": 1e-12},
+}
+BATCH = 32
 
 
 def split(x, y):
@@ -103,3 +113,9 @@ def build_text(width=64, depth=2, heads=4):
     return keras.Model(
         inputs, layers.Dense(128)(layers.LayerNormalization()(x))
     )
+
+
+def make_optimizer(name, **options):
+    ours = keras_efficient.optimizers
+    module = ours if hasattr(ours, name) else keras.optimizers
+    return getattr(module, name)(**OPTIONS.get(name, {}), **options)

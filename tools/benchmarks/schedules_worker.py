@@ -7,7 +7,7 @@ import numpy as np
 
 import keras_efficient
 from benchmarks import real_tasks
-from benchmarks.convergence_worker import spread
+from benchmarks.comparison import spread
 from benchmarks.schedules import AUTO
 from benchmarks.schedules import PLATEAU
 from benchmarks.schedules import TUNED

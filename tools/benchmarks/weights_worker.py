@@ -8,10 +8,10 @@ from keras import ops
 
 import keras_efficient
 from benchmarks import real_tasks
+from benchmarks.comparison import spread
 from benchmarks.convergence import WEIGHT_RATES
-from benchmarks.convergence_worker import BATCH
-from benchmarks.convergence_worker import make_optimizer
-from benchmarks.convergence_worker import spread
+from benchmarks.real_tasks import BATCH
+from benchmarks.real_tasks import make_optimizer
 
 ROUNDINGS = ("compensated", "stochastic", "nearest")
 
