@@ -21,7 +21,8 @@ def saved_bytes(fn, params, inputs):
     this is the peak of everything that is neither an input nor an output.
     """
     gradient = jax.jit(_gradient_of(fn))
-    return _compile(gradient, params, inputs).temp_size_in_bytes
+    memory, _ = _compile(gradient, params, inputs)
+    return memory.temp_size_in_bytes
 
 
 def saved_bytes_by_label(fn, params, inputs):
@@ -52,22 +53,26 @@ def saved_bytes_by_label(fn, params, inputs):
 def products_by_label(fn, params, inputs):
     """Count the multiplications of products and convolutions in `fn`."""
     counts = collections.Counter()
-
-    def add(jaxpr, names, times):
-        for equation in jaxpr.eqns:
-            stack = f"{names}/{equation.source_info.name_stack}"
-            inner = [
-                getattr(x, "jaxpr", x)
-                for x in jax.tree_util.tree_leaves(equation.params)
-                if isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
-            ]
-            for program in inner:
-                add(program, stack, times * equation.params.get("length", 1))
-            if not inner:
-                counts[labels.find(stack)] += times * _products(equation)
-
-    add(jax.make_jaxpr(fn)(params, inputs).jaxpr, "", 1)
+    jaxpr = jax.make_jaxpr(fn)(params, inputs).jaxpr
+    for equation, names, times in _equations(jaxpr):
+        counts[labels.find(names)] += times * _products(equation)
     return dict(counts)
+
+
+def _equations(jaxpr, names="", times=1):
+    """Yield equations without programs inside, their names, how often."""
+    for equation in jaxpr.eqns:
+        stack = f"{names}/{equation.source_info.name_stack}"
+        inner = [
+            getattr(x, "jaxpr", x)
+            for x in jax.tree_util.tree_leaves(equation.params)
+            if isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
+        ]
+        for program in inner:
+            again = times * equation.params.get("length", 1)
+            yield from _equations(program, stack, again)
+        if not inner:
+            yield equation, stack, times
 
 
 def _products(equation):
@@ -96,9 +101,45 @@ def peak_bytes(fn, params, inputs):
         gradients = gradient_of(params, inputs)
         return jax.tree_util.tree_map(jax.numpy.subtract, params, gradients)
 
-    memory = _compile(jax.jit(step, donate_argnums=0), params, inputs)
+    jitted = jax.jit(step, donate_argnums=0)
+    memory, jaxpr = _compile(jitted, params, inputs)
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.temp_size_in_bytes + new
+    return memory.temp_size_in_bytes + new + _workspace(jaxpr)
+
+
+# Convolutions with smaller kernels take no copy of what they read.
+_LARGE_KERNEL = 4096
+
+
+def _workspace(jaxpr):
+    """Estimate what convolutions take that is not in XLA's plan, on a CPU.
+
+    They copy what they read, padded: the image, and in the gradient of a
+    kernel, which is a convolution of two images, the other one, too. One runs
+    at a time. (As measured with jaxlib 0.10.)
+    """
+    if jax.default_backend() != "cpu":
+        return 0
+    found = [0]
+    for equation, _, _ in _equations(jaxpr):
+        if equation.primitive.name != "conv_general_dilated":
+            continue
+        image, kernel = (x.aval for x in equation.invars)
+        numbers = equation.params["dimension_numbers"]
+        sizes = list(image.shape)
+        for axis, (low, high) in zip(
+            numbers.lhs_spec[2:], equation.params["padding"]
+        ):
+            sizes[axis] += max(low, 0) + max(high, 0)
+        padded = math.prod(sizes) * image.dtype.itemsize
+        windows = math.prod(kernel.shape[i] for i in numbers.rhs_spec[2:])
+        result = equation.outvars[0].aval.shape
+        places = math.prod(result[i] for i in numbers.out_spec[2:])
+        if windows > places:
+            found.append(padded + kernel.size * kernel.dtype.itemsize)
+        elif kernel.size > _LARGE_KERNEL:
+            found.append(padded)
+    return max(found)
 
 
 def _gradient_of(fn):
@@ -110,14 +151,16 @@ def _gradient_of(fn):
 
 
 def _compile(jitted, params, inputs):
+    """Return what the compiled function takes, and its jaxpr."""
     # Machine code that is not made better takes the same memory.
     options = {"xla_backend_optimization_level": 0}
     if jax.default_backend() == "cpu":
         options["xla_llvm_disable_expensive_passes"] = True
     else:
         options = None
-    lowered = jitted.lower(params, inputs)
-    return lowered.compile(compiler_options=options).memory_analysis()
+    traced = jitted.trace(params, inputs)
+    compiled = traced.lower().compile(compiler_options=options)
+    return compiled.memory_analysis(), traced.jaxpr.jaxpr
 
 
 def update_bytes(prepare):

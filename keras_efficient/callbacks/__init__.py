@@ -11,6 +11,9 @@ from keras_efficient.callbacks.instance_learning_rate import (
 from keras_efficient.callbacks.learning_curve import (
     LearningCurve as LearningCurve,
 )
+from keras_efficient.callbacks.momentum_schedule import (
+    MomentumSchedule as MomentumSchedule,
+)
 from keras_efficient.callbacks.parallel_average import (
     ParallelAverage as ParallelAverage,
 )

@@ -57,6 +57,13 @@ def as_batch(model, inputs):
         isinstance(inputs, (list, tuple, dict)) or hasattr(inputs, "shape")
     ):
         inputs = keras.utils.unpack_x_y_sample_weight(next(iter(inputs)))[0]
+    leaves = keras.tree.flatten(inputs)
+    if not leaves or not all(getattr(x, "shape", ()) for x in leaves):
+        raise TypeError(
+            "`inputs` must be a batch (array, tensor or a nested structure of "
+            "them), a dataset, or an integer, the number of examples. "
+            f"Received: inputs={inputs!r}"
+        )
     return keras.tree.map_structure(ops.convert_to_tensor, inputs)
 
 

@@ -32,7 +32,7 @@ def choose_segments(model, segments):
         )
     if isinstance(segments, str) and segments == "auto":
         return _automatic(model)
-    if callable(segments):
+    if callable(segments) and not isinstance(segments, keras.layers.Layer):
         return _called(_where(segments, model))
     if isinstance(segments, (list, tuple)):
         return _listed(model, segments)
@@ -43,7 +43,8 @@ def choose_segments(model, segments):
 
 
 def _automatic(model):
-    found = blocks(model)
+    # One that no call has reached is not used.
+    found = [layer for layer in blocks(model) if layer.built]
     if leaves(found) >= 0.7 * leaves([model]):
         return _called(found)
     cuts = [_cut(graph) for graph in graphs(model)]
@@ -72,13 +73,13 @@ def _where(condition, layer):
     """The uppermost layers below `layer` for which `condition` holds."""
     found, below, others = [], set(), all_layers(layer)[1:]
     for x in others:
-        if id(x) not in below and condition(x):
+        if x.built and id(x) not in below and condition(x):
             found.append(x)
             below.update(map(id, all_layers(x)))
     if not found:
         raise ValueError(
             "`segments` is a function that is true for no layer of model "
-            f"'{layer.name}'."
+            f"'{layer.name}' that a call has reached."
         )
     return found
 
@@ -132,8 +133,9 @@ def _called(layers):
     for layer in layers:
         if not layer.built:
             raise ValueError(
-                f"Layer '{layer.name}' is not built. Call the model on a batch "
-                "first."
+                f"Layer '{layer.name}' is not built: no call of the model has "
+                "reached it. Call the model on a batch first, or leave this "
+                "layer out."
             )
     return [
         (RecomputedCall, layer, name)

@@ -154,8 +154,9 @@ class StackOfModules(keras.layers.Layer):
         first = self.run.blocks[0]
         if isinstance(first, MomentumCoupling):
             streams = [x, ops.zeros_like(x)]
-            x, v = self.run(streams, training=training, **arguments)
-            return x + first.momentum / (1 - first.momentum) * v
+            return first.limit(
+                self.run(streams, training=training, **arguments)
+            )
         x1, x2 = self.run([x, x], training=training, **arguments)
         return (x1 + x2) / 2
 

@@ -11,6 +11,7 @@ from keras_efficient.conversion.arguments import in_words
 from keras_efficient.utils.measured_step import Change
 from keras_efficient.utils.progress import progress
 from keras_efficient.utils.step_measurement import OPTIMIZERS
+from keras_efficient.utils.step_measurement import check_built
 from keras_efficient.utils.step_measurement import measure_step
 
 LEVERS = ("recompute", "optimizer", "bfloat16", "chunk_loss", "micro_batches")
@@ -42,7 +43,7 @@ def memory_plan(model, inputs, budget, optimizer=None, allow=LEVERS, verbose=1):
             take in all.
         optimizer: `keras.optimizers.Optimizer` or its name. Defaults to
             `None`: that of the compiled model, or none.
-        allow: Tuple of the levers to consider. Defaults to all.
+        allow: Tuple of the levers to consider, or one. Defaults to all.
         verbose: `0` or `1`. Whether to print the plan. Defaults to `1`.
 
     Returns:
@@ -62,12 +63,14 @@ def memory_plan(model, inputs, budget, optimizer=None, allow=LEVERS, verbose=1):
     plan.apply()
     ```
     """
+    allow = (allow,) if isinstance(allow, str) else allow
     unknown = set(allow) - set(LEVERS)
     if unknown:
         raise ValueError(
             f"`allow` may have {LEVERS}. Received: {sorted(unknown)}"
         )
     budget = as_bytes(budget)
+    check_built(model)
     with progress(verbose) as advance:
         inputs = as_batch(model, inputs)
         step = measure_step(model, inputs, optimizer, advance)
@@ -132,7 +135,9 @@ class MemoryPlan:
         self.fits = self.peak <= budget
         self.extra_time = round(step.time(change), 3)
         self._size = size
-        self._gradients = step.fixed["as it is"].gradients
+        fixed = step.fixed["as it is"]
+        self._gradients = fixed.gradients
+        self._alone = sum(fixed[:3])
         self.levers = [
             name
             for name, used in (
@@ -234,7 +239,9 @@ class MemoryPlan:
         if not self.fits:
             levers = ", ".join(self.levers) or "no lever"
             return (
-                f"{title}, and {verb} into {budget}. The least is "
+                f"{title}, and {verb} into {budget}. Parameters, gradients "
+                "and the state of the optimizer alone take "
+                f"{in_words(self._alone)}. The least is "
                 f"{in_words(self.peak)}, with {levers}: take a smaller batch, "
                 "or train fewer parameters (`enable_lora`)."
             )

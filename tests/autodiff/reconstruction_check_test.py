@@ -116,7 +116,7 @@ def test_jax_without_jit_and_in_vmap(warned):
     assert np.isnan(to_numpy([jax.vmap(gradients)(x)])).all()
     assert len(warned()) == 1
     for block in blocks:
-        block.momentum = 0.9
+        block.momentum.assign(0.9)
     assert np.isfinite(to_numpy([jax.vmap(gradients)(x)])).all()
     assert len(warned()) == 1
 

@@ -355,7 +355,9 @@ def test_copies_and_clones_are_plain():
 
 @once
 def test_segments_are_chosen_by_name_layer_and_function():
-    model, _, _ = subclassed(frozen=False)
+    model = Subclassed()
+    model.unused = Block(8)  # not built
+    model(batch(BATCH, 5, 8))
     names = [block.name for block in model.blocks]
     recompute(model, [names[0], model.blocks[2]])
     assert replaced(model) == [names[0], names[2]]
@@ -417,9 +419,12 @@ def test_errors_say_what_to_do_and_leave_the_model_as_it_was():
     small = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     a, b = model.blocks[:2]
     names = [x.name for x in graph.layers]
+    with pytest.raises(TypeError, match="`inputs` must be a batch.*2.5"):
+        recompute(model, inputs=2.5, budget=1)
     for error, text, arguments in (
         (TypeError, "must be a `keras.Model`", (layers.Dense(2),)),
         (TypeError, "a function of a layer", (model, 3)),
+        (TypeError, "a function of a layer", (model, a)),
         (ValueError, "is not built.*on a batch", (Subclassed(),)),
         (ValueError, "Nothing to gain.*segments", (unknown_structure(),)),
         (ValueError, "Nothing to gain", (small,)),

@@ -68,7 +68,7 @@ def test_the_plan_is_the_cheapest_that_fits():
     assert plan_for(step(mixes=True), 170 * MB).levers[-1] == "recompute"
     assert "chunk_loss" in plan_for(step(logits=200 * MB), 270 * MB).levers
     hopeless = plan_for(measured, 30 * MB)
-    assert not hopeless.fits and "does not fit" in str(hopeless)
+    assert not hopeless.fits and "alone take" in str(hopeless)
     lines = plan_for(step(state=0), 110 * MB, allow=("bfloat16",)).lines
     assert "set_dtype_policy" in lines[0]
 
@@ -110,4 +110,4 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="positive number of GiB.*'much'"):
         memory_plan(model, 4, "much")
     with pytest.raises(ValueError, match="is not built"):
-        memory_plan(keras.Sequential([layers.Dense(1)]), np.ones((2, 3)), 1)
+        memory_plan(keras.Sequential([layers.Dense(1)]), 2, 1)

@@ -1,5 +1,3 @@
-import math
-
 import keras
 from keras import ops
 
@@ -33,9 +31,13 @@ class MomentumCoupling(ReversibleLayer):
     `momentum = 1 - 1 / depth` bounds the growth by 4 from a depth of 2 on,
     and by 2.9 from 10 on.
 
+    `momentum` is a weight that is not trained: `momentum.assign(0.8)` changes
+    it, and `keras_efficient.callbacks.MomentumSchedule` does so during `fit`.
+
     Args:
         f: A `keras.layers.Layer` that keeps the shape of a stream.
-        momentum: Float between 0 and 1. Defaults to `0.9`.
+        momentum: Float between 0 and 1, what the weight is at first. Defaults
+            to `0.9`.
         axis: Integer. The axis along which a single input tensor is split
             into `x` and `v`; its size must be even. Defaults to `-1`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
@@ -77,7 +79,14 @@ class MomentumCoupling(ReversibleLayer):
                 f"inverse divides by it. Received: momentum={momentum}"
             )
         self.f = f
-        self.momentum = momentum
+        self.initial_momentum = momentum
+        self.momentum = self.add_weight(
+            name="momentum",
+            shape=(),
+            initializer=keras.initializers.Constant(momentum),
+            trainable=False,
+            autocast=False,
+        )
 
     def build_sub_layers(self, shapes, shared):
         shape, _ = pair(self, shapes, equal=True)
@@ -85,14 +94,26 @@ class MomentumCoupling(ReversibleLayer):
 
     def couple(self, streams, evaluate):
         x, v = streams
-        v = self.momentum * v + (1 - self.momentum) * evaluate(self.f, x)
+        m = self.momentum.value
+        v = m * v + (1 - m) * evaluate(self.f, x)
         return x + v, v
 
     def uncouple(self, streams, evaluate):
         x, v = streams
         x = x - v
-        value = evaluate(self.f, x)
-        return x, (v - (1 - self.momentum) * value) / self.momentum
+        m = self.momentum.value
+        return x, (v - (1 - m) * evaluate(self.f, x)) / m
+
+    def limit(self, streams):
+        """Return where `x` comes to if `f` adds nothing more from here on.
+
+        ```
+        x + m v + m^2 v + ... = x + m / (1 - m) v
+        ```
+        """
+        x, v = streams
+        m = self.momentum.value
+        return x + m / (1 - m) * v
 
     def couple_with_log_det(self, streams, evaluate):
         return self.couple(streams, evaluate), self._log_det(streams)
@@ -102,7 +123,7 @@ class MomentumCoupling(ReversibleLayer):
 
     def _log_det(self, streams):
         v = streams[1]
-        return sum_per_example(ops.full_like(v, math.log(self.momentum)))
+        return sum_per_example(ops.zeros_like(v) + ops.log(self.momentum.value))
 
     def pull_back(self, outputs, cotangents, vjp):
         """Reconstruct the inputs and pull the cotangents back to them.
@@ -114,7 +135,7 @@ class MomentumCoupling(ReversibleLayer):
         ```
         """
         (x, v), (d_x, d_v) = outputs, cotangents
-        m = self.momentum
+        m = self.momentum.value
         x = x - v
         value, pullback = vjp(self.f, x)
         c = d_x + d_v
@@ -128,7 +149,7 @@ class MomentumCoupling(ReversibleLayer):
         return {
             **super().get_config(),
             **sub_layer_config(f=self.f),
-            "momentum": self.momentum,
+            "momentum": self.initial_momentum,
         }
 
     @classmethod

@@ -45,7 +45,11 @@ class MomentumBackbone(keras_hub.models.Backbone):
         )
         tensors, x, arguments = chain.enter(inputs)
         streams = run([x, ops.zeros_like(x)], **arguments)
-        outputs = chain.leave(tensors, _result(chain, *streams, momentum))
+        if chain.is_normalized:
+            hidden = _Limit(run.blocks[-1], name="limit")(streams)
+        else:
+            hidden = streams[0]
+        outputs = chain.leave(tensors, hidden)
         self.token_embedding = backbone.token_embedding
         super().__init__(
             inputs=inputs,
@@ -103,7 +107,10 @@ class MomentumBackbone(keras_hub.models.Backbone):
         tensors, x, _ = self._chain.enter(inputs, False, index)
         x = ops.cast(x, run.compute_dtype)
         streams, cache = cached_run(run, (x, ops.zeros_like(x)), cache, index)
-        hidden = _result(self._chain, *streams, self.momentum)
+        if self._chain.is_normalized:
+            hidden = run.blocks[-1].limit(streams)
+        else:
+            hidden = streams[0]
         return self._chain.leave(tensors, hidden, False), cache
 
     def get_config(self):
@@ -120,12 +127,19 @@ class MomentumBackbone(keras_hub.models.Backbone):
         return super().from_config({**config, "backbone": backbone})
 
 
-def _result(chain, position, velocity, momentum):
-    """Return what is behind the layers, in the place of their last output."""
-    if not chain.is_normalized:
-        return position
-    # What the velocity would still bring if there were no more layers.
-    return position + momentum / (1 - momentum) * velocity
+class _Limit(keras.layers.Layer):
+    """What is behind the layers: see `MomentumCoupling.limit`."""
+
+    def __init__(self, coupling, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.coupling = coupling
+        self.supports_masking = True
+
+    def call(self, streams):
+        return self.coupling.limit(streams)
+
+    def compute_output_shape(self, shapes):
+        return shapes[0]
 
 
 def _cache_shape(backbone):

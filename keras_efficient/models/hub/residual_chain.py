@@ -79,7 +79,10 @@ class ResidualChain:
 def find_chain(backbone):
     """Return the `ResidualChain` of a backbone, or raise a `TypeError`."""
     if not isinstance(backbone, keras_hub.models.Backbone):
-        raise TypeError(_REFUSED.format(backbone, f"it is a {type(backbone)}"))
+        problem = f"it is a {type(backbone)}"
+        if hasattr(backbone, "backbone"):
+            problem += " with a `backbone`: pass that"
+        raise TypeError(_REFUSED.format(backbone, problem))
     graph, calls = record_calls(backbone)
     chains = _chains(graph, calls)
     for closed in () if chains else calls:
