@@ -30,7 +30,8 @@ def to_reversible(backbone, momentum=None, reversible=True):
     activations, and its rounding errors grow by `1 / m` a layer.
 
     By default `m = 0.001 ** (1 / layers)`, which bounds this growth by 1000.
-    Choose more momentum for the gradient, less for the function.
+    Choose more momentum for the gradient, less for the function, or move from
+    the one to the other by `keras_efficient.callbacks.MomentumSchedule`.
     `keras_efficient.utils.check_reversibility` measures the first;
     `guides/benchmarks.md` has figures of both. Use the converted network also
     after fine-tuning: the plain wiring then predicts less well. If the
@@ -40,7 +41,8 @@ def to_reversible(backbone, momentum=None, reversible=True):
     Args:
         backbone: A `keras_hub.models.Backbone`. LoRA can be enabled before
             or after.
-        momentum: Float between 0 and 1. Defaults to `None`, see above.
+        momentum: Float between 0 and 1, what the momentum is at first.
+            Defaults to `None`, see above.
         reversible: Boolean. Whether to recompute activations instead of
             storing them. Defaults to `True`.
 
@@ -71,5 +73,6 @@ def to_reversible(backbone, momentum=None, reversible=True):
 
     Reference:
         - [Sander et al., 2021](https://arxiv.org/abs/2102.07870)
+        - [Zhao et al., 2024](https://arxiv.org/abs/2401.04105), who anneal
     """
     return MomentumBackbone(backbone, momentum, reversible)
