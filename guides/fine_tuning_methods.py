@@ -260,9 +260,13 @@ def draw(before, results, path):
         x = runs[0]["bytes"] / 1e3
         y = np.mean([run["loss"] for run in runs])
         axes.plot(x, y, "o")
-        axes.annotate(f" {name}", (x, y), va="center")
-    axes.axhline(before, color="gray", ls=":")
+        axes.annotate(
+            name, (x, y), (6, 0), textcoords="offset points", va="center"
+        )
+    axes.axhline(before, color="gray", ls=":", label="before fine-tuning")
+    axes.legend(loc="lower left", frameon=False)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.25)
     axes.set_xlabel("kilobytes of optimizer state")
     axes.set_ylabel("nats a token, held out")
