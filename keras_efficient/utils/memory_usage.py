@@ -1,9 +1,11 @@
 from typing import NamedTuple
 
+from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from keras_efficient.conversion.arguments import in_words
 from keras_efficient.utils.matplotlib_module import matplotlib_module
 
 GIB = 2**30
@@ -112,7 +114,7 @@ class MemoryReport:
             left = [x + size for x, size in zip(left, sizes)]
         if self.budget:
             budget = self.budget * GIB / factor
-            axes.axvline(budget, color="black", linestyle="--")
+            axes.axvline(budget, color="black", ls="--", label="budget")
         axes.invert_yaxis()
         axes.set_xlabel(f"{unit} at the peak, batch of {self.batch_size}")
         figure.legend(loc="outside lower center", ncols=3)
@@ -121,7 +123,7 @@ class MemoryReport:
 
     def __rich__(self):
         end = [""] if self.plan is None else [Text(f"\n{self.plan}")]
-        return Group(self._table_of_layers(), self._table_of_usage(), *end)
+        return Group(self._table_of_layers(), "", self._table_of_usage(), *end)
 
     def _table_of_layers(self):
         parts = [part for part in PARTS if part != "batch"]
@@ -132,7 +134,7 @@ class MemoryReport:
         }
         unit, factor = _unit(max(map(_size, self.layers), default=0))
         title = f"{self.backend}, batch of {self.batch_size}: {unit} by layer"
-        table = _table(title, "layer", parts)
+        table = _table(title, "layer", [x.replace("_", " ") for x in parts])
         shown = list(sizes)[:LARGEST]
         for layer in shown:
             table.add_row(layer.name, *_numbers(sizes[layer], factor))
@@ -145,16 +147,17 @@ class MemoryReport:
 
     def _table_of_usage(self):
         unit, factor = _unit(max(x.peak for x in self.usage.values()))
-        table = _table(f"{unit} of a training step", "", self.usage)
+        title = f"{unit} of a training step, batch of {self.batch_size}"
+        table = _table(title, "", self.usage)
         for part in (*PARTS, "working_memory", "peak"):
             sizes = [getattr(usage, part) for usage in self.usage.values()]
             row = _numbers(sizes, factor)
             table.add_row(part.replace("_", " "), *row)
         if self.budget:
-            table.add_section()
             largest = [usage.largest_batch for usage in self.usage.values()]
-            label = f"largest batch in {self.budget:.3g} GiB"
-            table.add_row(label, *(f"{size:,}" for size in largest))
+            label = f"\nlargest batch in {in_words(self.budget * GIB)}"
+            row = [f"\n{size:,}" for size in largest]
+            table.add_row(label, *row)
         return table
 
 
@@ -163,10 +166,10 @@ def _size(layer):
 
 
 def _table(title, first, columns):
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE, padding=0, show_edge=False)
     table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace(" ", "\n"), justify="right")
     return table
 
 

@@ -119,7 +119,7 @@ def test_doctor_asks_for_a_gpu(capsys, monkeypatch):
 
 def test_report_fails_where_nothing_fits(saved, capsys):
     assert main(["report", saved, "--budget", "0.001MB"]) == 1
-    assert "as it is" in capsys.readouterr().out
+    assert "of a training step" in capsys.readouterr().out
 
 
 def test_errors_are_one_line(capsys, tmp_path):

@@ -165,7 +165,7 @@ def test_prints_tables_and_draws(capsys, tmp_path, monkeypatch):
     report = memory_report(build(depth=1), 16, budget=0.5)
     printed = capsys.readouterr().out
     assert "run/" in printed and "reversible" in printed
-    assert "0.5 GiB" in printed
+    assert "536.9 MB" in printed
     assert json.loads(json.dumps(report.as_dict()))["batch_size"] == 16
     assert report.plan.fits and "fits into the budget" in printed
     report.plot(tmp_path / "memory.png")
