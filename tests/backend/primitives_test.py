@@ -185,3 +185,21 @@ def test_saved_bytes_leaves_its_arguments_alone():
     backend.saved_bytes(lambda p, x: ops.tanh(ops.matmul(x, p[0])), params, x)
     np.testing.assert_array_equal(to_numpy(params[0]), array(8, 8))
     np.testing.assert_array_equal(to_numpy(x), array(16, 8))
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "jax", reason="its workspace is in no plan"
+)
+def test_convolutions_of_jax_copy_what_they_read(monkeypatch):
+    from keras_efficient.backend import jax_memory
+
+    image, kernel = tensor(4, 8, 8, 32), tensor(3, 3, 32, 32)
+
+    def fn(params, image):
+        return ops.conv(image, params[0], padding="same")
+
+    whole = backend.peak_bytes(fn, [kernel], image)
+    monkeypatch.setattr(jax_memory, "_workspace", lambda jaxpr: 0)
+    planned = backend.peak_bytes(fn, [kernel], image)
+    # The image with its edge, and in the gradient the cotangent, too.
+    assert whole - planned == 4 * 4 * 32 * (10 * 10 + 8 * 8)
