@@ -215,8 +215,9 @@ def test_pitfall_08_frozen_and_unused_parameters(mode):
             return ops.tanh(x * self.used)
 
     frozen = layers.Dense(4, "tanh", trainable=False)
+    constant = AdditiveCoupling(layers.Lambda(ops.ones_like))
     inputs = keras.Input((8,))
-    run = ReversibleSequence([AdditiveCoupling(Partly(), frozen)] * 2)
+    run = ReversibleSequence([AdditiveCoupling(Partly(), frozen), constant] * 2)
     model = keras.Model(inputs, run(inputs))
     _, (d_x,), d_params = gradients(model, [batch(5, 8)], mode)
     assert len(d_params) == 2
