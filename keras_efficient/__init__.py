@@ -28,6 +28,7 @@ from keras_efficient.conversion import chunk_loss as chunk_loss
 from keras_efficient.conversion import micro_batches as micro_batches
 from keras_efficient.conversion import recompute as recompute
 from keras_efficient.conversion import release_gradients as release_gradients
+from keras_efficient.conversion import save_in_16_bits as save_in_16_bits
 from keras_efficient.optimizers.names import register_names as _register_names
 from keras_efficient.version import __version__ as __version__
 
@@ -49,6 +50,7 @@ __all__ = [
     "recompute",
     "regularizers",
     "release_gradients",
+    "save_in_16_bits",
     "utils",
 ]
 

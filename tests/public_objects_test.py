@@ -6,6 +6,7 @@ A new public name is a new row. `python tools/test.py --quick` runs these rows.
 import functools
 import inspect
 import itertools
+import tempfile
 
 import keras
 import numpy as np
@@ -29,6 +30,7 @@ from keras_efficient import optimizers
 from keras_efficient import recompute
 from keras_efficient import regularizers
 from keras_efficient import release_gradients
+from keras_efficient import save_in_16_bits
 from keras_efficient import utils
 from tests.gradients import to_numpy
 from tests.package_test import public_names
@@ -749,6 +751,19 @@ def steps_in_place():
     release_gradients(micro_batches(model, 1))
     logs = model.fit(batch(4, 4), np.arange(4), verbose=0).history
     assert np.isfinite(logs["loss"]).all()
+
+
+@row("save_in_16_bits")
+def files_in_place():
+    model = keras.Sequential([keras.Input((4,)), Dense(8, dtype="bfloat16")])
+    assert save_in_16_bits(model) is model
+    before = [np.array(v) for v in model.weights]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_weights(f"{folder}/a.weights.h5")
+        model.set_weights([0 * value for value in before])
+        model.load_weights(f"{folder}/a.weights.h5")
+    for value, variable in zip(before, model.weights):
+        np.testing.assert_array_equal(value, np.array(variable))
 
 
 @row("recompute")

@@ -44,7 +44,8 @@ Every module here offers the same functions:
   `label(name)`, a context, in which it was computed;
 - `products_by_label(fn, params, inputs)`: the multiplications of matrix
   products and convolutions in the forward pass, in the same way;
-- `peak_bytes(fn, params, inputs)`: the most that is alive at any time of both;
+- `peak_bytes(fn, params, inputs, release=False)`: the most that is alive at any
+  time of both; on PyTorch, whether each gradient is gone when complete;
 - `shards`, a module for variables that are divided among devices, with
   `own_sharding(variable)`, `sharding_of(mesh, names)`,
   `on_shards(step, mesh, tensors, names, results, scalars)`,
@@ -53,6 +54,8 @@ Every module here offers the same functions:
 - `dtensors`, the same for DTensors of PyTorch, with `is_divided(x)`,
   `local(x)`, `division(x)`, `is_alike(x, like)`, `divided(array, like)` and
   `zeros(shape, dtype, like, axis)`; `None` elsewhere;
+- `files`, a module with `as_array(value)` and `as_tensor(array)` for bfloat16,
+  which Keras writes by way of float32 there; `None` elsewhere;
 - `whole(variable)`, all of a variable as an array, from all processes, and
   `mean_of_processes(number)`, where processes have losses of their own;
 - `update_bytes(prepare)`: the same of an optimizer's update; `None` where that
@@ -74,7 +77,7 @@ if keras.config.backend() == "jax":
     from keras_efficient.backend import jax_shards as _shards
     from keras_efficient.backend import jax_steps as _steps
 
-    _dtensors = None
+    _dtensors = _files = None
 elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow as _backend
     from keras_efficient.backend import tensorflow_capture as _capture
@@ -83,11 +86,12 @@ elif keras.config.backend() == "tensorflow":
     from keras_efficient.backend import tensorflow_recompute as _recompute
     from keras_efficient.backend import tensorflow_steps as _steps
 
-    _loop = _shards = _dtensors = None
+    _loop = _shards = _dtensors = _files = None
 elif keras.config.backend() == "torch":
     from keras_efficient.backend import torch as _backend
     from keras_efficient.backend import torch_capture as _capture
     from keras_efficient.backend import torch_chunks as _chunks
+    from keras_efficient.backend import torch_files as _files
     from keras_efficient.backend import torch_memory as _memory
     from keras_efficient.backend import torch_recompute as _recompute
     from keras_efficient.backend import torch_shards as _dtensors
@@ -102,7 +106,7 @@ else:
     from keras_efficient.backend import forward_only as _steps
     from keras_efficient.backend import forward_only_chunks as _chunks
 
-    _loop = _shards = _dtensors = None
+    _loop = _shards = _dtensors = _files = None
 
 Capture = _capture.Capture
 ROWS_A_CHUNK = _chunks.ROWS_A_CHUNK
@@ -118,6 +122,7 @@ custom_vjp = _backend.custom_vjp
 divided_train_step = _steps.divided_train_step
 eagerly = _backend.eagerly
 factor = _chunks.factor
+files = _files
 gradient_hooks = _steps.gradient_hooks
 gradients_flow_through_assignments = _capture.gradients_flow_through_assignments
 is_concrete = _capture.is_concrete

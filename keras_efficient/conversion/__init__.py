@@ -6,3 +6,6 @@ from keras_efficient.conversion.recompute import recompute as recompute
 from keras_efficient.conversion.release_gradients import (
     release_gradients as release_gradients,
 )
+from keras_efficient.conversion.save_in_16_bits import (
+    save_in_16_bits as save_in_16_bits,
+)
