@@ -20,10 +20,11 @@ KERAS_BACKEND=torch python guides/one_billion_parameters.py --size 1B
 KERAS_BACKEND=torch python guides/one_billion_parameters.py --size 124M
 ```
 
-The first takes about an hour on two cores, the second some minutes.
-`KERAS_BACKEND` may be `jax`, `tensorflow` or `torch`. It has to be set before
-Keras is imported for the first time. The limit and the peaks are asked of
-Linux.
+The first takes about an hour on two cores, the second some minutes, on a CPU
+with AVX-512. PyTorch multiplies 16-bit matrices without vectors on others, 65
+times as slowly as float32: take JAX there. `KERAS_BACKEND` may be `jax`,
+`tensorflow` or `torch`. It has to be set before Keras is imported for the first
+time. The limit and the peaks are asked of Linux.
 """
 
 import argparse
@@ -34,6 +35,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 
@@ -104,9 +106,9 @@ def build(options):
 
 
 """
-## Five lines
+## Six lines
 
-`efficient` differs from plain Keras by five lines:
+`efficient` differs from plain Keras by six lines:
 
 1. weights and computation in bfloat16;
 2. of each block only the input is kept (`recompute`);
@@ -114,7 +116,8 @@ def build(options):
 4. each gradient is used and dropped as soon as it is complete
    (`release_gradients`; XLA does so by itself);
 5. moments take one byte each (`Adam8bit`), and a third byte keeps what a
-   16-bit weight cannot hold of a step.
+   16-bit weight cannot hold of a step;
+6. files are written and read as 16 bits (`save_in_16_bits`, on PyTorch).
 
 So a parameter takes 2 + 1 + 2.1 bytes. `plain` is Keras with Adam in float32,
 `plain 16-bit` the same in bfloat16: it is here for its time only, since Adam
@@ -133,6 +136,7 @@ def compiled(version, options):
         keras_efficient.recompute(model)
         keras_efficient.chunk_loss(model)
         keras_efficient.release_gradients(model)
+        keras_efficient.save_in_16_bits(model)
         optimizer = keras_efficient.optimizers.Adam8bit(options.learning_rate)
     model.compile(
         optimizer,
@@ -217,16 +221,18 @@ def measure(version, options):
         callbacks=[seconds],
         verbose=0,
     )
+    peak = status("VmHWM") - imports
     moved = [a != b for a, b in zip(before, samples(model))]
     variables = model.trainable_variables
     return {
         "parameters": sum(
             int(np.prod(v.shape)) for v, m in zip(variables, moved) if m
         ),
-        "peak": status("VmHWM") - imports,
-        "parts": parts(version, model),
+        "peak": peak,
+        "parts": held(model),
         "losses": history.history["loss"],
         "seconds": seconds.found,
+        **(in_a_file(model, imports) if options.files else {}),
     }
 
 
@@ -239,29 +245,84 @@ def samples(model):
 
 
 """
-## What it is made of
+## Files
 
-Most of the peak is known before the run. Weights, what they have besides their
-16 bits, and moments are bytes a parameter. Of the gradients the largest is
-there, that of the embedding, or all of them where the optimizer waits for
-them. The rest is activations, pieces of logits, and compiled code.
+A file must fit beside all that training holds, too. Keras on PyTorch writes and
+reads 16-bit weights by way of float32; `save_in_16_bits` does without.
 """
 
 
-def parts(version, model):
-    sizes = [int(np.prod(v.shape)) for v in model.trainable_variables]
-    count, width = sum(sizes), 4 if version == "plain" else 2
-    found = {"weights": width * count, "beside them": 0}
-    found["moments"] = 2 * width * count
-    found["gradients"] = width * count
-    if version == "efficient":
-        found["beside them"] = count
-        found["moments"] = 2 * count + count // 8
-        found["gradients"] = width * max(sizes)
+def in_a_file(model, imports):
+    """Save and load the weights; return the peak of both."""
+    before = samples(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.weights.h5")
+        start = time.perf_counter()
+        model.save_weights(path)
+        saved = time.perf_counter()
+        for v in model.trainable_variables:
+            v.assign(keras.ops.zeros_like(v))
+        model.load_weights(path)
+        loaded = time.perf_counter()
+    return {
+        "files are whole": before == samples(model),
+        "peak with files": status("VmHWM") - imports,
+        "seconds of files": [saved - start, loaded - saved],
+    }
+
+
+"""
+## What it is made of
+
+`memory_plan` tells the peak of a step before it is made, by what takes it:
+weights, what rounding them to 16 bits leaves (`correction`), the optimizer's
+moments, gradients, activations, logits with their loss. It counts tensors. What
+libraries and compiled code take besides is asked of a model of 3M, in which
+tensors are next to nothing. After the run, what stays between steps is counted.
+"""
+
+PARTS = ("weights", "correction", "optimizer", "gradients", "activations")
+PARTS += ("logits", "rest")
+
+
+def plan(version, options):
+    model = compiled(version, options)
+    x, _ = batch(options)
+    found = keras_efficient.utils.memory_plan(
+        model, x, budget=1000, allow=(), verbose=0
+    )
+    return found.parts_as_it_is
+
+
+def predict(version, options):
+    """Return the bytes of each part, before the run."""
+    limit = 2 * options.limit  # `memory_plan` tries an update on copies
+    parts = in_a_process(version, options, 1.0, limit, "--plan")
+    small = argparse.Namespace(**{**vars(options), "size": "3M", "steps": 1})
+    of_small = in_a_process(version, small, 1.0)
+    if "error" not in {**parts, **of_small}:
+        counted = in_a_process(version, small, 1.0, 0.0, "--plan")
+        parts["rest"] += of_small["peak"] - sum(counted.values())
+    return parts
+
+
+def held(model):
+    """Return the bytes that a model and its optimizer keep between steps."""
+    found = {"weights": 0, "correction": 0, "optimizer": 0}
+    for v in model.weights:
+        found["weights"] += size(v)
+    for v in model.optimizer.variables:
+        is_rest = v.name.endswith("_correction")
+        found["correction" if is_rest else "optimizer"] += size(v)
     return found
 
 
-def in_a_process(version, options, part, limit=0.0):
+def size(variable):
+    bits = int(re.search(r"\d+", variable.dtype).group())
+    return int(np.prod(variable.shape)) * bits // 8
+
+
+def in_a_process(version, options, part, limit=0.0, *words):
     """Return what a version took, or the last line of its error."""
     passed = ("size", "length", "batch_size", "learning_rate", "steps")
     arguments = [
@@ -274,6 +335,7 @@ def in_a_process(version, options, part, limit=0.0):
         [
             *(sys.executable, __file__, *arguments),
             *(f"--version={version}", f"--part={part}", f"--limit={limit}"),
+            *words,
         ],
         env={
             **os.environ,
@@ -294,7 +356,8 @@ def in_a_process(version, options, part, limit=0.0):
 """
 ## What came out
 
-1. The whole model, efficient, within the limit; and plain, within the same.
+1. The whole model, efficient, within the limit, with files; and plain, within
+   the same. Beside each what was predicted.
 2. The loss of each step. Beside it that of a tenth of the depth, in float32
    with Adam: the efficient one should fall as that does.
 3. Seconds a step of a quarter of the depth, which plain Keras can hold in
@@ -328,15 +391,30 @@ def show(results, options):
             " ".join(f"{loss:.2f}" for loss in found["losses"]),
         )
     Console().print(table)
-    found = results[MODELS[0]]
-    if "error" not in found:
-        expected = sum(found["parts"].values())
-        for name, size in found["parts"].items():
-            print(f"{name:>12} {size / 1e6:8,.0f} MB")
-        print(f"{'rest':>12} {(found['peak'] - expected) / 1e6:8,.0f} MB")
 
 
-def draw(results, path):
+def show_parts(predicted, results):
+    """Print the parts of each peak, predicted and measured; return them."""
+    table, bars = Table(title="MB at the peak"), {}
+    for (version, part, _), found in results.items():
+        expected = predicted.get(version, {"error": ""})
+        if part < 1 or "error" in {**found, **expected}:
+            continue
+        counted = dict(found["parts"])
+        counted["rest"] = found["peak"] - sum(counted.values())
+        bars[f"{version}, predicted"] = expected
+        bars[f"{version}, measured"] = counted
+    for name in ("", *PARTS, "peak"):
+        table.add_column(name, justify="right")
+    for name, parts in bars.items():
+        sizes = [parts.get(part, 0) for part in PARTS]
+        cells = [f"{n / 1e6:,.0f}" if n else "" for n in (*sizes, sum(sizes))]
+        table.add_row(name, *cells)
+    Console().print(table)
+    return bars
+
+
+def draw(stacks, results, path):
     try:
         import matplotlib
     except ImportError:
@@ -349,24 +427,18 @@ def draw(results, path):
     figure, (bars, lines) = pyplot.subplots(
         1, 2, figsize=(9, 3), layout="constrained"
     )
-    names = [f"{version}, {part:.0%}" for version, part, _ in fits]
-    left = np.zeros(len(fits))
-    for part in ("weights", "beside them", "moments", "gradients", "rest"):
-        sizes = np.array(
-            [
-                found["parts"].get(part, found["peak"])
-                - (part == "rest") * sum(found["parts"].values())
-                for found in fits.values()
-            ]
-        )
-        bars.barh(names, sizes / 1e9, left=left / 1e9, label=part)
+    left = np.zeros(len(stacks))
+    for part in PARTS:
+        sizes = np.array([x.get(part, 0) / 1e9 for x in stacks.values()])
+        bars.barh(list(stacks), sizes, left=left, label=part)
         left += sizes
     bars.set_xlabel("GB at the peak")
     bars.invert_yaxis()
     bars.legend(fontsize=7)
-    for name, found in zip(names, fits.values()):
+    for (version, part, _), found in fits.items():
         steps = range(1, len(found["losses"]) + 1)
-        lines.plot(steps, found["losses"], label=name)
+        label = f"{version}, {part:.0%} of the depth"
+        lines.plot(steps, found["losses"], label=label)
     lines.xaxis.get_major_locator().set_params(integer=True)
     lines.set_xlabel("step, always on the same batch")
     lines.set_ylabel("loss")
@@ -392,18 +464,24 @@ def main():
     parser.add_argument("--picture", default="one_billion_parameters.png")
     parser.add_argument("--version", help="only this one, in this process")
     parser.add_argument("--part", type=float, default=1.0, help="of the depth")
+    parser.add_argument("--files", action="store_true", help="save and load")
+    parser.add_argument("--plan", action="store_true", help="do not train")
     options = parser.parse_args()
     if options.version:
-        print(json.dumps(measure(options.version, options)))
+        do = plan if options.plan else measure
+        print(json.dumps(do(options.version, options)))
         return
+    predicted = {v: predict(v, options) for v in ("efficient", "plain")}
+    print(f"predicted: {predicted}", flush=True)
     results = {}
     for version, part, limited in MODELS:
         limit = options.limit if limited else 0.0
-        found = in_a_process(version, options, part, limit)
+        files = ["--files"] if version == "efficient" and limited else []
+        found = in_a_process(version, options, part, limit, *files)
         print(f"{version}, {part:.0%} of the depth: {found}", flush=True)
         results[version, part, limited] = found
     show(results, options)
-    draw(results, options.picture)
+    draw(show_parts(predicted, results), results, options.picture)
 
 
 if __name__ == "__main__":

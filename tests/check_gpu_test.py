@@ -102,6 +102,21 @@ def test_bounds(monkeypatch):
     assert gpu_rows.goal("cpu", "", 2.0, 1.0)["verdict"] == "SKIPPED"
 
 
+def test_a_model_of_a_billion(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from benchmarks import gpu_rows
+
+    found = {"size": "1B", "parameters": 10**9, "losses": [12.0, 13.0, 5.0]}
+    found |= {"tokens_a_second": 900.0, "peak": 6 * 2**30, "limit": 8 * 2**30}
+    nan = {**found, "losses": [12.0, float("nan")], "peak": 9 * 2**30}
+    missing = {"not installed": "keras_hub"}
+    verdicts = [
+        [row["verdict"] for row in gpu_rows.of_billion(case, "cuda")]
+        for case in (found, nan, missing)
+    ]
+    assert verdicts == [["PASS", "PASS"], ["FAIL", "FAIL"], ["SKIPPED"]]
+
+
 @pytest.mark.slow
 def test_tiny_sizes_on_the_cpu(tmp_path):
     file = tmp_path / "found.json"
@@ -114,5 +129,5 @@ def test_tiny_sizes_on_the_cpu(tmp_path):
     assert found["frameworks"]["torch"]["gpu"] is None
     passed = [row["task"] for row in found["rows"] if row["verdict"] == "PASS"]
     assert set(passed) == {task["name"] for task in found["tasks"]}
-    assert len(found["tasks"]) == 4 and len(passed) > 30
+    assert len(found["tasks"]) == 5 and len(passed) > 30
     assert all(task["found"] for task in found["tasks"])

@@ -48,7 +48,7 @@ ARGUMENTS = {
     "measuring_memory": "--depth 1 --width 4 --batch-size 64 --processes 1",
     "normalizing_flow": "--epochs 4 --depth 1",
     "one_billion_parameters": (
-        "--size 3M --length 8 --steps 1 --limit 3 --version efficient"
+        "--size 3M --length 8 --steps 1 --limit 3 --version efficient --files"
     ),
     "quickstart": "--epochs 1 --depth 1 --width 8",
     "segmentation_3d": (

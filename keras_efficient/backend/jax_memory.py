@@ -89,11 +89,11 @@ def _products(equation):
     return math.prod(sizes[-1]) * each
 
 
-def peak_bytes(fn, params, inputs):
+def peak_bytes(fn, params, inputs, release=True):
     """Count the bytes of a compiled step that overwrites the parameters.
 
     With the update in the same program, XLA need not hold all gradients at
-    once.
+    once, whatever `release` says.
     """
     gradient_of = _gradient_of(fn)
 

@@ -82,8 +82,10 @@ def _products(op):
     return each * math.prod(sizes[-1])
 
 
-def peak_bytes(fn, params, inputs):
+def peak_bytes(fn, params, inputs, release=False):
     """Count the most bytes alive in the gradient of `sum(fn)`, with it.
+
+    `release` changes nothing: all gradients count.
 
     The operations of the graph are gone through in the order in which they
     were traced. A buffer lives until the last operation that reads it, which

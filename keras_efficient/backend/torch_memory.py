@@ -71,8 +71,11 @@ def products_by_label(fn, params, inputs):
     return dict(counts)
 
 
-def peak_bytes(fn, params, inputs):
-    """Count the most bytes alive in the gradient of `sum(fn)`, with it."""
+def peak_bytes(fn, params, inputs, release=False):
+    """Count the most bytes alive in the gradient of `sum(fn)`, with it.
+
+    With `release` each gradient is gone as soon as it is complete.
+    """
     params = _leaves(params)
     # What a first call keeps for good moves the places where the collector does
     # its work; in the second call they are the same each time.
@@ -83,10 +86,24 @@ def peak_bytes(fn, params, inputs):
             outputs = [y for y in outputs if y.requires_grad]
             ones = [torch.ones_like(y) for y in outputs]
             leaves = nested.flatten(params)
-            if outputs and leaves:
+            if outputs and leaves and release:
+                _backward(outputs, leaves, ones)
+            elif outputs and leaves:
                 torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
             del outputs, ones
     return storages.peak
+
+
+def _backward(outputs, leaves, ones):
+    """Compute gradients and drop each of them."""
+
+    def drop(leaf):
+        leaf.grad = None
+
+    hooks = [x.register_post_accumulate_grad_hook(drop) for x in leaves]
+    torch.autograd.backward(outputs, ones, inputs=leaves)
+    for hook in hooks:
+        hook.remove()
 
 
 def update_bytes(prepare):

@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 
 from keras_efficient.models import vocabulary_head
@@ -103,6 +105,30 @@ def chunk_loss(model, chunk_size="auto", head=None):
     # What was compiled is of another model.
     model.train_function = model.test_function = None
     return model
+
+
+@contextlib.contextmanager
+def hidden_states(model, batch):
+    """Within, a model returns what its head would make logits of.
+
+    Args:
+        model: Compiled `keras.Model`, with or without chunks.
+        batch: Tuple of inputs and labels.
+
+    Raises:
+        ValueError: The model does not end in such a head.
+    """
+    before = chunked = ChunkedTraining.of(model)
+    if not before:
+        head, cast = _head_of(model)
+        _check(model, head)
+        chunked = ChunkedTraining(model, head, strict=True, cast=cast)
+    try:
+        with chunked.within_step(batch):
+            yield
+    finally:
+        if not before:
+            chunked.remove()
 
 
 def _check(model, head):

@@ -76,6 +76,11 @@ def release_gradients(model, release=True):
     return model
 
 
+def is_released(model):
+    """Whether each gradient of a model is gone once it is used."""
+    return find(model, "train_step", _Release) is not None
+
+
 class _Release:
     def __init__(self, model):
         self.model = model

@@ -1,6 +1,7 @@
 """The bytes that a training step of a model takes."""
 
 import contextlib
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from keras import ops
 
 from keras_efficient import backend
 from keras_efficient.autodiff.record import values
+from keras_efficient.conversion.release_gradients import is_released
+from keras_efficient.models.chunked_training import ChunkedTraining
+from keras_efficient.models.chunked_training import why_not_a_loss
 
 
 def bytes_of(tree):
@@ -45,47 +49,88 @@ class Fixed(NamedTuple):
     gradients: int
     optimizer_state: int
     update: int  # gradients and temporaries of the update
+    correction: int = 0  # of the state, what rounding to 16 bits leaves
 
 
-def as_function(model, context=contextlib.nullcontext):
+def as_function(model, context=contextlib.nullcontext, loss=None):
     """Return a function of parameters and inputs, and the parameters.
 
     Args:
         model: Keras model or layer.
         context: Function that returns a context to call the model in.
+        loss: Function of inputs, labels and outputs. With it the second
+            argument of the function is a tuple of inputs and labels.
 
     Returns:
-        The function, which trains nothing and returns all that a loss may
-        depend on; and the list of tensors that is its first argument.
+        The function, which trains nothing and returns the loss, or all that
+        one may depend on; and the list of tensors that is its first argument.
     """
     # A frozen parent (`enable_lora`) says of all its variables that they are.
     trained = [v for v in model.variables if v.trainable]
     others = [v for v in model.variables if not v.trainable]
     state = values(others)
 
-    def fn(params, inputs):
+    def fn(params, batch):
         scope = keras.StatelessScope(
             zip([*trained, *others], [*params, *state]), collect_losses=True
         )
+        inputs, *labels = [batch] if loss is None else batch
         with scope, context():
             outputs = model(inputs, training=True)
+            if labels:
+                outputs = loss(inputs, *labels, outputs)
         return outputs, scope.losses
 
     return fn, values(trained)
 
 
+def as_step(model, inputs):
+    """Return `as_function` with the loss in it, and what it is called with.
+
+    Scores of a large vocabulary are often most of a step, and their loss has
+    several tensors of that size, or pieces of them (`chunk_loss`).
+
+    Returns:
+        The function, the list of tensors, and the inputs: with labels, where
+        the model is compiled with the loss that `chunk_loss` takes.
+    """
+    if not getattr(model, "compiled", False) or why_not_a_loss(model.loss):
+        return *as_function(model), inputs
+    (outputs,) = keras.tree.flatten(output_specs(model, inputs))
+    batch = inputs, ops.zeros(outputs.shape[:-1], "int32")
+    chunked = ChunkedTraining.of(model)
+    context = contextlib.nullcontext
+    if chunked:
+        context = functools.partial(chunked.within_step, batch)
+    return *as_function(model, context, model.compute_loss), batch
+
+
+def output_specs(model, inputs):
+    """Return the shapes and dtypes of what a model makes of inputs."""
+    symbols = keras.tree.map_structure(
+        lambda x: keras.KerasTensor(x.shape, x.dtype), inputs
+    )
+    return model.compute_output_spec(symbols)
+
+
 def state_bytes(optimizer, variables):
-    """Return the bytes that an optimizer keeps for each variable."""
+    """Return the bytes that an optimizer keeps for each variable.
+
+    Returns:
+        List of tuples: all of them, and those of corrections among them.
+    """
     sizes, known = [], {}
     for variable in variables:
         key = _kind(optimizer, variable)
         if key not in known:
-            known[key] = _state_bytes(optimizer, variable)
+            made = _state(optimizer, variable)
+            corrections = [v for v in made if v.name.endswith("_correction")]
+            known[key] = bytes_of(made), bytes_of(corrections)
         sizes.append(known[key])
     return sizes
 
 
-def _state_bytes(optimizer, variable):
+def _state(optimizer, variable):
     fresh = _fresh(optimizer)
     before = len(fresh.variables)
     if keras.distribution.distribution() is None:
@@ -94,11 +139,13 @@ def _state_bytes(optimizer, variable):
             with keras.StatelessScope(initialize_variables=False):
                 fresh.build([variable])
             made = fresh.variables[before:]
-            return bytes_of([keras.KerasTensor(v.shape, v.dtype) for v in made])
+            return [
+                keras.KerasTensor(v.shape, v.dtype, name=v.name) for v in made
+            ]
         except ValueError:  # it makes variables of tensors
             fresh = _fresh(optimizer)
     fresh.build([variable])
-    return bytes_of(fresh.variables[before:])
+    return fresh.variables[before:]
 
 
 def _kind(optimizer, variable):
@@ -139,16 +186,23 @@ def _fresh(optimizer):
 def fixed_bytes(model, optimizer):
     """Return the `Fixed` bytes of a model, and the state by variable."""
     variables = model.trainable_variables
-    states, update = [0 for _ in variables], 0
-    if optimizer is not None:
-        states = state_bytes(optimizer, variables)
-        update = update_bytes(optimizer, variables)
+    states, corrections = [0 for _ in variables], [0]
+    update = 0
+    if optimizer is not None and variables:
+        states, corrections = zip(*state_bytes(optimizer, variables))
+        at_once = [largest(variables)] if is_released(model) else variables
+        update = update_bytes(optimizer, at_once)
     parameters = bytes_of(model.weights), bytes_of(variables)
-    return Fixed(*parameters, sum(states), update), states
+    sizes = sum(states), update, sum(corrections)
+    return Fixed(*parameters, *sizes), list(states)
+
+
+def largest(variables):
+    return max(variables, key=bytes_of)
 
 
 def peak_of_step(model, inputs, fixed):
     """Measure the bytes at the peak of a training step, all included."""
-    fn, params = as_function(model)
     held = fixed.parameters + fixed.optimizer_state + bytes_of(inputs)
-    return held + max(backend.peak_bytes(fn, params, inputs), fixed.update)
+    passes = backend.peak_bytes(*as_step(model, inputs), is_released(model))
+    return held + max(passes, fixed.update)

@@ -48,6 +48,10 @@ class MeasuredStep(NamedTuple):
         logits: Bytes of an output of tokens by classes; 0 for others.
         mixes_examples: Boolean, whether there are statistics of a batch, so
             that micro-batches compute something else.
+        scores: Bytes of `gradient` that logits and their loss add; `None` where
+            the loss is not known.
+        released: Bytes of the largest gradient where each is gone once it is
+            used; 0 where all are there in the end.
     """
 
     fixed: dict
@@ -58,26 +62,48 @@ class MeasuredStep(NamedTuple):
     costs: list
     logits: int
     mixes_examples: bool = False
+    scores: int | None = None
+    released: int = 0
 
     def peak(self, change):
         """Predict the bytes at the peak of a step."""
+        return sum(self.parts(change).values())
+
+    def parts(self, change):
+        """Predict the bytes at the peak of a step, by what they are for."""
         fixed = self.fixed[change.optimizer or "as it is"]
-        parameters, gradients, state, update = fixed
-        extra = 0
+        parameters, _, state, update, correction = fixed
+        state -= correction
         passes = self._passes(change.recompute)
+        logits = self.logits if self.scores is None else self.scores
         if change.chunk_loss:
-            passes -= self.logits
+            passes, logits = passes - logits, 0
+        gradients = self.released or fixed.gradients
         activations = max(passes - gradients, 0)
+        logits = min(logits, activations)
+        activations -= logits
         if change.bfloat16:
             # With 8 bits a weight for what rounding to 16 bits leaves.
-            extra += gradients // 4
+            correction += fixed.gradients // 4
             parameters, gradients = parameters // 2, gradients // 2
-            activations, update = activations // 2, update // 2
+            logits, activations = logits // 2, activations // 2
+            update = update // 2
+        in_passes = min(passes, gradients)
         if change.micro_batches > 1:
-            extra += gradients  # of the micro-batches before
+            logits = math.ceil(logits / change.micro_batches)
             activations = math.ceil(activations / change.micro_batches)
-        passes = max(min(passes, gradients) + activations, update)
-        return round(parameters + state + self.batch + extra + passes)
+        rest = max(update - (in_passes + logits + activations), 0)
+        if change.micro_batches > 1:
+            in_passes += gradients  # of the micro-batches before
+        return {
+            "weights": parameters,
+            "correction": correction,
+            "optimizer": state,
+            "gradients": round(in_passes),
+            "activations": round(activations),
+            "logits": round(logits),
+            "rest": round(self.batch + rest),
+        }
 
     def _passes(self, recompute):
         """Bytes of the forward and the backward pass.

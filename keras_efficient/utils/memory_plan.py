@@ -8,20 +8,22 @@ from keras_efficient.conversion.arguments import as_batch
 from keras_efficient.conversion.arguments import as_bytes
 from keras_efficient.conversion.arguments import batch_size
 from keras_efficient.conversion.arguments import in_words
+from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils.measured_step import Change
 from keras_efficient.utils.progress import progress
+from keras_efficient.utils.step_measurement import LEVERS
 from keras_efficient.utils.step_measurement import OPTIMIZERS
 from keras_efficient.utils.step_measurement import check_built
 from keras_efficient.utils.step_measurement import measure_step
-
-LEVERS = ("recompute", "optimizer", "bfloat16", "chunk_loss", "micro_batches")
 
 
 def memory_plan(model, inputs, budget, optimizer=None, allow=LEVERS, verbose=1):
     """Find what to change so that a training step fits into a budget.
 
-    The step is measured once as it is, and what the levers would take is
-    computed from that. All their combinations are compared. Of those that fit,
+    The step is measured once as it is, with the levers that the model has
+    already, and what others would take is computed from that. A loss that
+    `chunk_loss` knows is in it, if the model is compiled with one. All
+    combinations of levers are compared. Of those that fit,
     the one that costs least is the plan: the time that it adds, and something
     for a lever that changes what is computed (a few hundredths of a step for
     the state of the optimizer and for micro-batches, a fifth for 16 bits;
@@ -73,7 +75,7 @@ def memory_plan(model, inputs, budget, optimizer=None, allow=LEVERS, verbose=1):
     check_built(model)
     with progress(verbose) as advance:
         inputs = as_batch(model, inputs)
-        step = measure_step(model, inputs, optimizer, advance)
+        step = measure_step(model, inputs, optimizer, advance, allow)
     plan = make_plan(model, batch_size(inputs), step, budget, allow)
     if verbose:
         print(plan)
@@ -90,7 +92,9 @@ def make_plan(model, size, step, budget, allow=LEVERS):
     is_like_adam = fixed.optimizer_state >= 1.5 * fixed.gradients > 0
     if "optimizer" in allow and is_like_adam:
         names += OPTIMIZERS
-    halves = [False, True] if "bfloat16" in allow else [False]
+    halves = [False]
+    if "bfloat16" in allow and _is_wide(model):
+        halves.append(True)
     chunks = [False]
     if "chunk_loss" in allow and step.logits:
         chunks.append(True)
@@ -113,6 +117,12 @@ def make_plan(model, size, step, budget, allow=LEVERS):
     return MemoryPlan(model, size, step, budget, best)
 
 
+def _is_wide(model):
+    """Whether most bytes of the weights are float32."""
+    wide = [v for v in model.weights if v.dtype == "float32"]
+    return 2 * bytes_of(wide) > bytes_of(model.weights)
+
+
 class MemoryPlan:
     """What `memory_plan` has found; it prints as a few lines.
 
@@ -120,6 +130,10 @@ class MemoryPlan:
         budget: Bytes.
         peak: Bytes at the peak of a step with the plan, as predicted.
         peak_as_it_is: The same without.
+        parts: Dictionary of the bytes in `peak`, by what they are for: weights,
+            correction (what rounding to 16 bits leaves), optimizer, gradients,
+            activations, logits (with their loss) and rest.
+        parts_as_it_is: The same without the plan.
         fits: Boolean, whether `peak` is within the budget.
         extra_time: What the plan adds to a step, as a fraction of its time.
         levers: List of strings, those that the plan uses.
@@ -130,6 +144,8 @@ class MemoryPlan:
         self.model = model
         self.change = change
         self.budget = round(budget)
+        self.parts = step.parts(change)
+        self.parts_as_it_is = step.parts(Change())
         self.peak = step.peak(change)
         self.peak_as_it_is = step.peak(Change())
         self.fits = self.peak <= budget
@@ -227,6 +243,7 @@ class MemoryPlan:
     def as_dict(self):
         """Return all of it in dictionaries, lists, strings and numbers."""
         names = ("budget", "peak", "peak_as_it_is", "fits", "extra_time")
+        names += ("parts", "parts_as_it_is")
         found = {name: getattr(self, name) for name in names}
         return {**found, "levers": self.levers, "lines": self.lines}
 

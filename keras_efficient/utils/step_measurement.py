@@ -1,14 +1,22 @@
 """Measure all that a report or a plan is made of."""
 
+import functools
+
 import keras
 
 from keras_efficient import backend
 from keras_efficient import optimizers
+from keras_efficient.conversion.chunk_loss import hidden_states
 from keras_efficient.conversion.fit_budget import measure_segments
 from keras_efficient.conversion.layer_tree import all_layers
+from keras_efficient.conversion.release_gradients import is_released
 from keras_efficient.conversion.step_bytes import as_function
+from keras_efficient.conversion.step_bytes import as_step
 from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.conversion.step_bytes import fixed_bytes
+from keras_efficient.conversion.step_bytes import largest
+from keras_efficient.conversion.step_bytes import output_specs
+from keras_efficient.models.chunked_training import ChunkedTraining
 from keras_efficient.utils.measured_step import MeasuredStep
 
 OPTIMIZERS = ("Adam8bit", "MicroAdam", "SinkGD")
@@ -16,7 +24,12 @@ OPTIMIZERS = ("Adam8bit", "MicroAdam", "SinkGD")
 MANY_CLASSES = 256
 
 
-def measure_step(model, inputs, optimizer=None, advance=lambda text: None):
+LEVERS = ("recompute", "optimizer", "bfloat16", "chunk_loss", "micro_batches")
+
+
+def measure_step(
+    model, inputs, optimizer=None, advance=lambda text: None, allow=LEVERS
+):
     """Return the `MeasuredStep` of a model.
 
     Args:
@@ -24,15 +37,21 @@ def measure_step(model, inputs, optimizer=None, advance=lambda text: None):
         inputs: Nested structure of tensors.
         optimizer: Keras optimizer, its name, or `None` for the model's.
         advance: Function that is told what is done.
+        allow: Tuple of the levers that are to be computed from it.
     """
     check_built(model)
     advance("The peak of a step")
-    fn, params = as_function(model)
-    gradient = backend.peak_bytes(fn, params, inputs)
-    advance("Segments")
-    costs, recomputed = measure_segments(model, inputs)
+    released = is_released(model)
+    gradient = backend.peak_bytes(*as_step(model, inputs), released)
+    advance("Logits")
+    scores = _scores(model, inputs, gradient)
+    costs, recomputed = [], None
+    if "recompute" in allow:
+        advance("Segments")
+        costs, recomputed = measure_segments(model, inputs)
+    others = OPTIMIZERS if "optimizer" in allow else ()
     return MeasuredStep(
-        *fixed_by_optimizer(model, optimizer, advance),
+        *fixed_by_optimizer(model, optimizer, advance, others),
         bytes_of(inputs),
         gradient,
         recomputed,
@@ -43,6 +62,8 @@ def measure_step(model, inputs, optimizer=None, advance=lambda text: None):
             and layer.trainable
             for layer in all_layers(model)
         ),
+        scores,
+        bytes_of(largest(model.trainable_variables)) if released else 0,
     )
 
 
@@ -55,7 +76,7 @@ def check_built(model):
         )
 
 
-def fixed_by_optimizer(model, optimizer, advance=lambda text: None):
+def fixed_by_optimizer(model, optimizer, advance, others):
     """Return `Fixed` by the name of the optimizer, and the state by variable.
 
     "as it is" stands for the one that is given, or the model's.
@@ -66,19 +87,37 @@ def fixed_by_optimizer(model, optimizer, advance=lambda text: None):
     advance("Optimizers")
     own, states = fixed_bytes(model, optimizer)
     fixed = {"as it is": own}
-    for name in OPTIMIZERS:
+    for name in others:
         fixed[name], _ = fixed_bytes(model, getattr(optimizers, name)())
     return fixed, states
 
 
 def _logits(model, inputs):
-    """Bytes of scores of tokens by classes; 0 for other outputs."""
-    symbols = keras.tree.map_structure(
-        lambda x: keras.KerasTensor(x.shape, x.dtype), inputs
-    )
-    outputs = keras.tree.flatten(model.compute_output_spec(symbols))
+    """Bytes of scores of tokens by classes; 0 for other outputs.
+
+    And where they are in chunks already.
+    """
+    if ChunkedTraining.of(model):
+        return 0
     return sum(
         bytes_of(x)
-        for x in outputs
+        for x in keras.tree.flatten(output_specs(model, inputs))
         if len(x.shape) == 3 and x.shape[-1] >= MANY_CLASSES
     )
+
+
+def _scores(model, inputs, gradient):
+    """Bytes that logits and their loss add; `None` without such a loss."""
+    _, params, batch = as_step(model, inputs)
+    if batch is inputs:
+        return None
+    fn, params = as_function(
+        model,
+        functools.partial(hidden_states, model, batch),
+        loss=lambda inputs, labels, outputs: outputs,
+    )
+    try:
+        peak = backend.peak_bytes(fn, params, batch, is_released(model))
+    except ValueError:
+        return None  # it does not end in a layer that makes logits
+    return max(gradient - peak, 0)

@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_efficient import backend
 from keras_efficient.conversion.arguments import batch_size
-from keras_efficient.conversion.step_bytes import as_function
+from keras_efficient.conversion.release_gradients import is_released
+from keras_efficient.conversion.step_bytes import as_step
 from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils.memory_usage import MemoryUsage
 
@@ -34,17 +35,18 @@ def measure_line(model, inputs, step=None, is_needed=True):
         is_needed: Boolean. Without, the second size is not measured: the
             gradients are taken for what does not grow.
     """
-    fn, params = as_function(model)
+    released = is_released(model)
     size = batch_size(inputs)
     if step is None:
-        peak = backend.peak_bytes(fn, params, inputs)
+        peak = backend.peak_bytes(*as_step(model, inputs), released)
     else:
         peak = step.gradient
     if not is_needed:
         fixed = min(bytes_of(model.trainable_variables), peak)
         return Line(fixed, (peak - fixed) / size)
     other = size // 2 if size > 1 else 2
-    peak_of_other = backend.peak_bytes(fn, params, of_size(inputs, other))
+    step = as_step(model, of_size(inputs, other))
+    peak_of_other = backend.peak_bytes(*step, released)
     slope = (peak - peak_of_other) / (size - other)
     return Line(peak - slope * size, slope)
 

@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_efficient import chunk_loss
+from keras_efficient import release_gradients
 from keras_efficient.conversion.least_work import Cost
 from keras_efficient.conversion.step_bytes import Fixed
 from keras_efficient.optimizers import Adam8bit
@@ -100,6 +102,42 @@ def test_a_plan_is_applied_in_place_and_keeps_the_budget():
     if "optimizer" in plan.levers:
         assert isinstance(model.optimizer, Adam8bit)
         assert len(model.evaluate(x, np.zeros((64, 3)), verbose=0)) == 2
+
+
+def language_model(dtype="bfloat16"):
+    tokens = keras.Input((32,), dtype="int32")
+    x = layers.Embedding(800, 16, dtype=dtype)(tokens)
+    for _ in range(2):
+        x = layers.Dense(16, "gelu", use_bias=False, dtype=dtype)(x)
+    x = layers.Dense(800, use_bias=False, dtype=dtype)(x)
+    return keras.Model(tokens, x)
+
+
+def test_parts_of_a_step_with_the_levers_that_a_model_has():
+    model, tokens = language_model(), np.ones((4, 32), "int32")
+    entries, largest = 2 * 800 * 16 + 2 * 16 * 16, 800 * 16
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = []
+    for rate in (0.1, 0.2):
+        model.compile(Adam8bit(rate, min_size=64), loss)
+        plan = memory_plan(model, tokens, "1GiB", allow=(), verbose=0)
+        assert plan.levers == [] and plan.fits
+        assert sum(plan.parts.values()) == plan.peak == plan.peak_as_it_is
+        found.append(plan.parts)
+        release_gradients(chunk_loss(model, 16))
+    for parts in found:
+        assert parts["weights"] == 2 * entries
+        assert parts["correction"] == entries
+        assert 2 <= parts["optimizer"] / entries < 2.3
+    plain, efficient = found
+    # Logits of all 128 tokens and more for their loss; then of 16.
+    assert plain["logits"] > 1.5 * 128 * 800 * 2
+    assert efficient["logits"] < plain["logits"] / 2
+    assert plain["gradients"] == 2 * entries
+    if keras.config.backend() == "torch":
+        assert efficient["gradients"] == 2 * largest
+    kept = make_plan(model, 4, step(state=0), 110 * MB, allow=("bfloat16",))
+    assert kept.levers == []  # it has 16 bits already
 
 
 @once

@@ -93,6 +93,21 @@ def of_reversible(runs, device):
             yield goal(device, what, share, 0.1)
 
 
+def of_billion(found, device):
+    """Rows of the JSON of `billion_worker.py`."""
+    if "not installed" in found:
+        yield skipped("1B parameters", f"{found['not installed']} is missing")
+        return
+    what = f"{found['size']}: {found['parameters']:,} parameters"
+    first, *_, last = found["losses"]
+    told = f"loss {first:.2f} to {last:.2f}, "
+    told += f"{found['tokens_a_second']:,.0f} tokens/s"
+    falls = "PASS" if last < first else "FAIL"  # also if it is no number
+    yield row(f"{what} train", "the loss falls", told, falls)
+    gib = found["peak"] / 2**30
+    yield goal(device, f"{what}: GiB at the peak", gib, found["limit"] / 2**30)
+
+
 def of_published(runs, device):
     """Rows of the JSON of `benchmark.py published`."""
     for run in runs:

@@ -79,6 +79,7 @@ def tasks(device):
     """Return the list of tasks for "cuda" or "cpu"."""
     found = kernel_scripts() if device == "cuda" else []
     found += [checks(backend, device) for backend in BACKENDS]
+    found += [billion(backend, device) for backend in BACKENDS[:2]]
     for backend, seconds, words in CUDA if device == "cuda" else CPU:
         found.append(benchmark(backend, device, seconds, words))
     return found
@@ -108,6 +109,21 @@ def checks(backend, device):
         seconds=60 if device == "cuda" else 10,
         rows=gpu_rows.of_checks,
         alone=False,
+    )
+
+
+def billion(backend, device):
+    """All weights of a model of a billion, with 8 GiB of the card."""
+    module = "benchmarks.billion_worker"
+    command = [sys.executable, "-m", module, device]
+    if device == "cpu":
+        command += ["--size", "3M", "--length", "16", "--steps", "4"]
+    return Task(
+        name=module,
+        backend=backend,
+        command=command,
+        seconds=90 if device == "cuda" else 20,
+        rows=gpu_rows.of_billion,
     )
 
 
