@@ -286,24 +286,32 @@ PARTS += ("logits", "rest")
 
 
 def plan(version, options):
-    model = compiled(version, options)
-    x, _ = batch(options)
-    found = keras_efficient.utils.memory_plan(
-        model, x, budget=1000, allow=(), verbose=0
-    )
-    return found.parts_as_it_is
+    """Return what `memory_plan` counts, of this size and of 3M."""
+    found = []
+    for size in (options.size, "3M"):
+        of_size = argparse.Namespace(**{**vars(options), "size": size})
+        step = keras_efficient.utils.memory_plan(
+            compiled(version, of_size),
+            batch(of_size)[0],
+            budget=1000,
+            allow=(),
+            verbose=0,
+        )
+        found.append(step.parts_as_it_is)
+    return dict(zip(("parts", "parts of 3M"), found))
 
 
 def predict(version, options):
     """Return the bytes of each part, before the run."""
     limit = 2 * options.limit  # `memory_plan` tries an update on copies
-    parts = in_a_process(version, options, 1.0, limit, "--plan")
+    found = in_a_process(version, options, 1.0, limit, "--plan")
     small = argparse.Namespace(**{**vars(options), "size": "3M", "steps": 1})
     of_small = in_a_process(version, small, 1.0)
-    if "error" not in {**parts, **of_small}:
-        counted = in_a_process(version, small, 1.0, 0.0, "--plan")
-        parts["rest"] += of_small["peak"] - sum(counted.values())
-    return parts
+    if "error" in {**found, **of_small}:
+        return found
+    counted = sum(found["parts of 3M"].values())
+    found["parts"]["rest"] += of_small["peak"] - counted
+    return found["parts"]
 
 
 def held(model):
@@ -404,12 +412,14 @@ def show_parts(predicted, results):
         counted["rest"] = found["peak"] - sum(counted.values())
         bars[f"{version}, predicted"] = expected
         bars[f"{version}, measured"] = counted
-    for name in ("", *PARTS, "peak"):
+    for name in ("", *bars):
         table.add_column(name, justify="right")
-    for name, parts in bars.items():
-        sizes = [parts.get(part, 0) for part in PARTS]
-        cells = [f"{n / 1e6:,.0f}" if n else "" for n in (*sizes, sum(sizes))]
-        table.add_row(name, *cells)
+    for part in (*PARTS, "peak"):
+        sizes = [
+            x.get(part, part == "peak" and sum(x.values()))
+            for x in bars.values()
+        ]
+        table.add_row(part, *(f"{n / 1e6:,.0f}" if n else "" for n in sizes))
     Console().print(table)
     return bars
 

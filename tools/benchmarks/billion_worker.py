@@ -76,7 +76,7 @@ def main():
         allow(backend, options.limit * GIB)
     # The limit of the guide is one of the operating system's memory.
     asked = {**vars(options), "limit": 0, "batch_size": 1, "part": 1.0}
-    asked |= {"learning_rate": 1e-3, "preset": None}
+    asked |= {"learning_rate": 1e-3, "preset": None, "files": False}
     found = guide().measure("efficient", SimpleNamespace(**asked))
     if options.device == "cuda":
         found["peak"] = peak_of_card(backend)
