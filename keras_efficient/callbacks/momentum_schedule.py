@@ -1,7 +1,6 @@
 import keras
 
 from keras_efficient.constraints.layers_inside import layers_inside
-from keras_efficient.layers import MomentumCoupling
 
 
 class MomentumSchedule(keras.callbacks.Callback):
@@ -64,10 +63,11 @@ class MomentumSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._moves = True
+        # That of a `MomentumCoupling` is a weight, other layers have a number.
         self._momenta = [
             layer.momentum
             for layer in layers_inside(self.model)
-            if isinstance(layer, MomentumCoupling)
+            if isinstance(getattr(layer, "momentum", None), keras.Variable)
         ]
         if not self._momenta or self.model.optimizer is None:
             raise ValueError(
