@@ -8,6 +8,8 @@ from pathlib import Path
 import keras
 import pytest
 
+from tests.marks import once
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -19,6 +21,7 @@ def largest(monkeypatch):
     return largest
 
 
+@once
 @pytest.mark.parametrize(
     "peak_at",
     [
@@ -44,6 +47,7 @@ def test_the_largest_that_fits(largest, peak_at, step, budget):
     assert len(tried) < 16
 
 
+@once
 def test_nothing_fits(largest):
     with pytest.raises(RuntimeError, match="40 bytes at the smallest size, 4"):
         largest(lambda value: 10 * value, 4, 1, 39, limit=None)

@@ -13,6 +13,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.marks import once
+
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = sorted(ROOT.joinpath("guides").glob("*.py"))
 FIELDS = (
@@ -56,10 +58,12 @@ def texts_and_code(guide):
     return [node.value.value for node in texts], code
 
 
+@once
 def test_there_are_guides():
     assert {"quickstart", "char_lm"} <= {path.stem for path in GUIDES}
 
 
+@once
 @each_guide
 def test_a_guide_has_the_header_and_says_what_it_does(guide):
     (header, about, *_), _ = texts_and_code(guide)
@@ -71,6 +75,7 @@ def test_a_guide_has_the_header_and_says_what_it_does(guide):
     assert f"guides/{guide.name}" in about
 
 
+@once
 @each_guide
 def test_a_guide_parses_its_options_in_main(guide):
     *_, last = texts_and_code(guide)[1]
@@ -78,6 +83,7 @@ def test_a_guide_parses_its_options_in_main(guide):
     assert ast.unparse(last.body) == "main()"
 
 
+@once
 @each_guide
 def test_the_notebook_is_in_the_format(guide, tmp_path):
     book = notebook(guide, tmp_path)
@@ -92,6 +98,7 @@ def test_the_notebook_is_in_the_format(guide, tmp_path):
         assert isinstance(cell["source"], list) and cell["source"]
 
 
+@once
 @each_guide
 def test_the_notebook_is_the_guide(guide, tmp_path):
     cells = notebook(guide, tmp_path)["cells"]
@@ -106,6 +113,7 @@ def test_the_notebook_is_the_guide(guide, tmp_path):
     assert others == [text.strip("\n") for text in texts[1:]]
 
 
+@once
 def test_comments_between_the_cells_are_kept():
     source = (
         '"""\nTitle: T\nDescription: D\n"""\n\n# a\n"""\nb\n"""\nx = 1  # c\n'
@@ -137,6 +145,7 @@ if __name__ == "__main__":
 '''
 
 
+@once
 def test_main_gets_its_defaults_in_a_notebook(tmp_path, monkeypatch):
     guide = tmp_path / "guides" / "guide.py"
     guide.parent.mkdir()
@@ -151,6 +160,7 @@ def test_main_gets_its_defaults_in_a_notebook(tmp_path, monkeypatch):
     assert found == [(3, "guides/guide.py")]
 
 
+@once
 def test_the_command_writes_beside_the_guide(tmp_path, monkeypatch, capsys):
     guide = tmp_path / "guide.py"
     guide.write_text(GUIDE)
@@ -182,10 +192,12 @@ def test_a_notebook_shows_its_figure(tmp_path):
     assert any("image/png" in out.get("data", ()) for out in launch.outputs)
 
 
+@once
 def test_all_guides_are_checked():
     assert set(check_guides.ARGUMENTS) == {path.stem for path in GUIDES}
 
 
+@once
 def test_a_guide_that_fails_is_told(tmp_path, monkeypatch, capsys):
     tmp_path.joinpath("good.py").write_text("print('fine')")
     tmp_path.joinpath("bad.py").write_text("raise ValueError('the reason')")
@@ -202,9 +214,9 @@ def test_a_guide_that_fails_is_told(tmp_path, monkeypatch, capsys):
     assert "fine" not in printed and printed.count("FAILED") == 1
 
 
-# Compiling takes minutes: what is run on the backends that compile. The others
-# are run there by `tools/check_guides.py`.
-COMPILED = {"custom_training_loop", "your_own_reversible_block"}
+# Compiling takes minutes: what has code for each of the backends that compile.
+# The others are run there by `tools/check_guides.py`.
+COMPILED = {"custom_training_loop"}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import keras
 import pytest
 
 import keras_efficient
+from tests.marks import once
 
 pytestmark = pytest.mark.quick
 
@@ -140,6 +141,7 @@ def test_public_name_resolves():
     assert not offenders
 
 
+@once
 def test_public_name_is_in_the_table():
     table = (ROOT / "guides" / "api.md").read_text()
     assert not [
@@ -166,6 +168,7 @@ def test_public_class_is_registered():
     assert not offenders
 
 
+@once
 def test_imports_only_go_down():
     offenders = []
     for path in FILES:
@@ -185,6 +188,7 @@ def below(part):
     return BELOW[part].union(*map(below, BELOW[part]))
 
 
+@once
 def test_frameworks_are_imported_on_the_ground_only():
     offenders = []
     for path in FILES:
@@ -194,6 +198,7 @@ def test_frameworks_are_imported_on_the_ground_only():
     assert not offenders
 
 
+@once
 def test_keras_is_used_through_its_public_api():
     offenders = [
         names_of(path)
@@ -211,6 +216,7 @@ def test_keras_is_used_through_its_public_api():
     assert not offenders
 
 
+@once
 def test_file_is_short():
     assert not [
         names_of(path)
@@ -219,6 +225,7 @@ def test_file_is_short():
     ]
 
 
+@once
 def test_no_bare_except_and_no_assert():
     offenders = []
     for path in FILES:
@@ -229,6 +236,7 @@ def test_no_bare_except_and_no_assert():
     assert not offenders
 
 
+@once
 def test_the_version_is_that_of_the_distribution():
     assert isinstance(keras_efficient.__version__, str)
     assert keras_efficient.__version__[0].isdigit()

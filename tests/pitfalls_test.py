@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import once
+
 TESTS = Path(__file__).resolve().parent
 
 
+@once
 @pytest.mark.quick
 def test_the_list_agrees_with_the_names_of_the_tests():
     listed, found = set(), set()

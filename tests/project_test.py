@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 import keras_efficient
+from tests.marks import once
+
+pytestmark = once
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("guides/*.md")])

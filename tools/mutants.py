@@ -13,8 +13,9 @@ any survived.
 
 import argparse
 import ast
+import functools
+import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -68,14 +69,14 @@ def problems(mutants):
     return found
 
 
-def run(tree, backend, tests, numba_cache, timeout=None):
-    """Run tests in a tree; return pytest's exit code and what it printed."""
+@functools.cache
+def server(tree, backend):
+    """Return a process that has imported the backend, and forks."""
     environment = {
         "KERAS_BACKEND": backend,
         "PYTHONPATH": str(tree),
         # Nothing that was compiled from one source may serve another.
         "PYTHONDONTWRITEBYTECODE": "1",
-        "NUMBA_CACHE_DIR": str(numba_cache),
         # XLA's programs are found by what they compute.
         "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -84,24 +85,36 @@ def run(tree, backend, tests, numba_cache, timeout=None):
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *tests]
-    try:
-        done = subprocess.run(
-            [*command, "-p", "no:cacheprovider"],
-            cwd=tree,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        return FAILED, ""
-    return done.returncode, done.stdout
+    return subprocess.Popen(
+        # -P: the tools are no modules of the tests.
+        [sys.executable, "-P", ROOT / "tools" / "forked_pytest.py"],
+        cwd=tree,
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(tree, backend, tests, numba_cache, timeout=None):
+    """Run tests in a tree; return pytest's exit code, what it printed, and
+    the seconds of processors."""
+    output = tree.parent / "output"
+    job = {
+        "environment": {"NUMBA_CACHE_DIR": str(numba_cache)},
+        "arguments": ["-q", "-x", *tests, "-p", "no:cacheprovider"],
+        "output": str(output),
+        "timeout": timeout,
+    }
+    process = server(tree, backend)
+    print(json.dumps(job), file=process.stdin, flush=True)
+    code, seconds = json.loads(process.stdout.readline())
+    code = FAILED if code is None else code
+    return code, output.read_text(errors="replace"), seconds
 
 
 def verdict(mutant, folder):
-    """Return "killed" or what else happened to a mutant."""
+    """Return "killed" or what else happened to a mutant, and seconds."""
     path = folder / "tree" / mutant.file
     source = path.read_text()
     path.write_text(source.replace(mutant.text, mutant.replacement))
@@ -109,7 +122,7 @@ def verdict(mutant, folder):
     shared = "kernels" not in mutant.file
     cache = folder / ("numba" if shared else "numba of a mutant")
     try:
-        code, output = run(
+        code, output, seconds = run(
             folder / "tree", mutant.backend, [mutant.test], cache, TIMEOUT
         )
     finally:
@@ -117,8 +130,10 @@ def verdict(mutant, folder):
     if not shared:
         shutil.rmtree(cache, ignore_errors=True)
     if code == FAILED or code < 0:  # a crash is seen as well
-        return "killed"
-    return "SURVIVED" if code == 0 else f"NOT RUN (exit code {code})\n{output}"
+        return "killed", seconds
+    if code == 0:
+        return "SURVIVED", seconds
+    return f"NOT RUN (exit code {code})\n{output}", seconds
 
 
 def check_without_faults(mutants, folder):
@@ -126,13 +141,12 @@ def check_without_faults(mutants, folder):
     for backend in BACKENDS:
         tests = {m.test: None for m in mutants if m.backend == backend}
         if tests:
-            before = seconds()
             tree, cache = folder / "tree", folder / "numba"
-            code, output = run(tree, backend, tests, cache)
+            code, output, seconds = run(tree, backend, tests, cache)
             if code:
                 return output
             print(
-                f"{'passed':10}{seconds() - before:4.0f} s  {backend:11}"
+                f"{'passed':10}{seconds:4.0f} s  {backend:11}"
                 f"without a fault: {len(tests)} tests",
                 flush=True,
             )
@@ -143,20 +157,14 @@ def try_all(mutants, folder):
     """Return the verdict on each mutant."""
     verdicts = []
     for mutant in mutants:
-        before = seconds()
-        verdicts.append(verdict(mutant, folder))
+        found, seconds = verdict(mutant, folder)
+        verdicts.append(found)
         print(
-            f"{verdicts[-1]:10}{seconds() - before:4.0f} s  {mutant.backend:11}"
+            f"{found:10}{seconds:4.0f} s  {mutant.backend:11}"
             f"{mutant.part}: {mutant.fault}",
             flush=True,
         )
     return verdicts
-
-
-def seconds():
-    """Return the time that processors have spent on tests so far."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def chosen(mutants, words, backend):
@@ -205,8 +213,7 @@ def main():
         numbers = *map(backends.count, BACKENDS), killed, len(of_part) - killed
         table.add_row(part, *map(str, numbers))
     Console().print(table)
-    print(f"{verdicts.count('killed')} of {len(mutants)} killed, ", end="")
-    print(f"{seconds() / 60:.0f} minutes of one processor")
+    print(f"{verdicts.count('killed')} of {len(mutants)} killed")
     return int(any(verdict != "killed" for verdict in verdicts))
 
 

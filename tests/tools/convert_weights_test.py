@@ -11,13 +11,13 @@ import pytest
 
 from keras_efficient import models
 from tests.gradients import to_numpy
-from tests.marks import once
 
+if keras.config.backend() != "torch":  # nor import it
+    pytest.skip("the same on each backend", allow_module_level=True)
 torch = pytest.importorskip("torch")
 from tests.tools import authors  # noqa: E402
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-pytestmark = once
 
 # What is called, and with which arguments after weights and images.
 NETWORKS = {
