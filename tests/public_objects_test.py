@@ -790,6 +790,18 @@ def norms_of_a_model():
     np.testing.assert_allclose(*to_numpy([y, model(x)]), rtol=1e-5)
 
 
+@row("callbacks.MomentumSchedule")
+def momentum_schedule():
+    coupling = layers.MomentumCoupling(Dense(2), 0.5)
+    run = layers.ReversibleSequence([coupling])
+    model = keras.Sequential([keras.Input((4,)), run])
+    model.compile("sgd", "mse")
+    x = batch(8, 4)
+    schedule = callbacks.MomentumSchedule(0.25, 0.75, steps=2)
+    model.fit(x, x, batch_size=4, epochs=2, verbose=0, callbacks=[schedule])
+    assert float(coupling.momentum) == 0.75
+
+
 @row(
     "callbacks.ParallelAverage",
     "utils.average_weights",
