@@ -19,12 +19,10 @@ from keras_efficient.conversion.step_bytes import output_specs
 from keras_efficient.models.chunked_training import ChunkedTraining
 from keras_efficient.utils.measured_step import MeasuredStep
 
+LEVERS = ("recompute", "optimizer", "bfloat16", "chunk_loss", "micro_batches")
 OPTIMIZERS = ("Adam8bit", "MicroAdam", "SinkGD")
 # Fewer classes are not worth dividing.
 MANY_CLASSES = 256
-
-
-LEVERS = ("recompute", "optimizer", "bfloat16", "chunk_loss", "micro_batches")
 
 
 def measure_step(
@@ -93,10 +91,7 @@ def fixed_by_optimizer(model, optimizer, advance, others):
 
 
 def _logits(model, inputs):
-    """Bytes of scores of tokens by classes; 0 for other outputs.
-
-    And where they are in chunks already.
-    """
+    """Bytes of scores of tokens by classes; 0 if they are in chunks already."""
     if ChunkedTraining.of(model):
         return 0
     return sum(
@@ -108,7 +103,7 @@ def _logits(model, inputs):
 
 def _scores(model, inputs, gradient):
     """Bytes that logits and their loss add; `None` without such a loss."""
-    _, params, batch = as_step(model, inputs)
+    *_, batch = as_step(model, inputs)
     if batch is inputs:
         return None
     fn, params = as_function(
