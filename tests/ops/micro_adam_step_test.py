@@ -230,7 +230,7 @@ def normal(*shape, seed=0):
 def check_against_oracle(
     shape,
     layout,
-    steps=range(1, 21),
+    steps=range(1, 11),
     value_dtype="bfloat16",
     rounding="nearest",
     beta_2=0.99,

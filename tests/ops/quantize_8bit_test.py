@@ -28,15 +28,25 @@ def compiled(fn):
 
 
 @compiled
-def round_trip(x, signed, noise):
-    tensors = quantize_8bit(x, signed, noise)
-    return tensors, dequantize_8bit(*tensors)
+def round_trips(tensors, signed, noise):
+    codes = [quantize_8bit(x, signed, noise) for x in tensors]
+    return [(tensors, dequantize_8bit(*tensors)) for tensors in codes]
 
 
 def quantize(x, signed=True, noise=0.5):
     """Return codes, scale and the decoded tensor, in float64."""
-    x = np.asarray(x, "float32")
-    tensors, decoded = round_trip(keras.ops.convert_to_tensor(x), signed, noise)
+    return quantize_all([x], signed, noise)[0]
+
+
+def quantize_all(values, signed, noise=0.5):
+    """Do so for each of many, by one program."""
+    values = [np.asarray(x, "float32") for x in values]
+    tensors = list(map(keras.ops.convert_to_tensor, values))
+    pairs = zip(values, round_trips(tensors, signed, noise), strict=True)
+    return [as_arrays(x, signed, *found) for x, found in pairs]
+
+
+def as_arrays(x, signed, tensors, decoded):
     dtypes = [keras.backend.standardize_dtype(y.dtype) for y in tensors]
     assert dtypes == ["int8" if signed else "uint8", "float16"]
     codes, scale = map(keras.ops.convert_to_numpy, tensors)
@@ -86,10 +96,14 @@ both = pytest.mark.parametrize("signed", [True, False])
 
 
 @both
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equations(shape, signed):
-    x = data(shape, signed)
-    codes, scale, decoded = (y.reshape(-1) for y in quantize(x, signed))
+def test_equations(signed):
+    values = [data(shape, signed) for shape in SHAPES]
+    results = quantize_all(values, signed)
+    for x, found in zip(values, results, strict=True):
+        check_equations(x, x.shape, signed, *(y.reshape(-1) for y in found))
+
+
+def check_equations(x, shape, signed, codes, scale, decoded):
     x = x.reshape(-1)
     if not x.size:
         assert scale == 0 and decoded.size == 0

@@ -23,6 +23,7 @@ EDGES = {
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
+@functools.cache
 def compiled(fn, dtype=None):
     if dtype:
         fn = functools.partial(fn, dtype=dtype)
@@ -33,7 +34,7 @@ def compiled(fn, dtype=None):
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(fn, jit_compile=True)
+        return tf.function(fn, jit_compile=True, autograph=False)
     return fn
 
 
