@@ -60,8 +60,7 @@ def function(seed=None, dense=layers.Dense, norm=layers.BatchNormalization):
 def couplings(dense=layers.Dense, norm=layers.BatchNormalization):
     shared = function(None, dense, norm)
     return [
-        AdditiveCoupling(function(3, dense, norm), function(None, dense, norm)),
-        AdditiveCoupling(shared, shared),
+        AdditiveCoupling(function(3, dense, norm), shared),
         AdditiveCoupling(layers.Dropout(0.5)),
         AdditiveCoupling(shared, norm()),
     ]

@@ -9,6 +9,7 @@ from keras import ops
 from keras_efficient import layers
 from keras_efficient.layers.invertible.orthogonal import orthogonal
 from keras_efficient.utils import saved_activation_bytes
+from tests.gradients import ENDS
 from tests.gradients import MODES
 from tests.gradients import gradients
 from tests.gradients import to_numpy
@@ -33,23 +34,22 @@ def coupling(n):
 
 
 def resizing(reversible=True, depth=1):
-    """Every kind of block, from 8 x 8 x 6 to 2 x 2 x 96 and back."""
+    """Every kind of block, from 8 x 8 x 2 to 2 x 2 x 32 and back."""
     blocks = [
-        coupling(3),
-        layers.OrthogonalMixing(kernel_initializer="glorot_normal"),
+        coupling(1),
+        layers.OrthogonalMixing("householder"),
         layers.InvertibleDownsampling2D(
             2, "orthogonal", start="haar", kernel_initializer="glorot_normal"
         ),
-        *[coupling(12) for _ in range(depth)],
+        *[coupling(4) for _ in range(depth)],
         layers.InvertibleLeakyReLU(learned=True),
-        layers.InvertibleConv2D(24, 3, padding="same"),
+        layers.InvertibleConv2D(8, 3, padding="same"),
         layers.InvertibleDownsampling2D(
             2, "orthogonal", parametrization="householder"
         ),
-        coupling(48),
-        layers.OrthogonalMixing("householder"),
+        layers.OrthogonalMixing(kernel_initializer="glorot_normal"),
         layers.InvertibleUpsampling2D(2),
-        layers.ReversibleSequence([coupling(12)]),
+        layers.ReversibleSequence([coupling(4)]),
     ]
     return layers.ReversibleSequence(blocks, reversible)
 
@@ -60,14 +60,14 @@ def model_of(build, shape, *arguments):
     return keras.Model(inputs, build(*arguments)(inputs))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ENDS)
 def test_gradients_equal_those_of_the_plain_twin(mode):
     model, plain = (
-        model_of(resizing, (8, 8, 6), reversible)
+        model_of(resizing, (8, 8, 2), reversible)
         for reversible in (True, False)
     )
-    assert model.output_shape == (None, 4, 4, 24)
-    x = batch(2, 8, 8, 6)
+    assert model.output_shape == (None, 4, 4, 8)
+    x = batch(2, 8, 8, 2)
     found, expected = (gradients(m, [x], mode) for m in (model, plain))
     for ours, theirs in zip(found, expected):
         assert max(relative_errors(ours, theirs)) < 1e-4
@@ -75,9 +75,9 @@ def test_gradients_equal_those_of_the_plain_twin(mode):
 
 
 def test_a_run_that_resizes_has_an_inverse(tmp_path):
-    model = model_of(resizing, (8, 8, 6))
+    model = model_of(resizing, (8, 8, 2))
     run = model.layers[-1]
-    x = batch(2, 8, 8, 6)
+    x = batch(2, 8, 8, 2)
     y = run(x)
     np.testing.assert_allclose(*to_numpy([run.inverse(y)]), x, atol=1e-4)
     model.save(tmp_path / "model.keras")
@@ -87,10 +87,10 @@ def test_a_run_that_resizes_has_an_inverse(tmp_path):
 
 @once
 def test_bytes_kept_do_not_grow_with_depth():
-    x = batch(16, 8, 8, 6)
+    x = batch(64, 8, 8, 2)
 
     def kept(reversible, depth):
-        model = model_of(resizing, (8, 8, 6), reversible, depth)
+        model = model_of(resizing, (8, 8, 2), reversible, depth)
         return saved_activation_bytes(model, x)
 
     grown = kept(True, 4) - kept(True, 1)

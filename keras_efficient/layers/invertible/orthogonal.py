@@ -68,7 +68,8 @@ class Mirrors(keras.initializers.Initializer):
         *many, n, size = shape
         normal = keras.initializers.RandomNormal(0, 1, self.seed)
         vectors = normal((*many, n // 2, size), dtype)
-        return ops.repeat(vectors, 2, axis=-2)
+        # (`ops.repeat` of one vector is a view, which PyTorch cannot write.)
+        return ops.reshape(ops.stack([vectors, vectors], axis=-2), shape)
 
     def get_config(self):
         return {"seed": self.seed}

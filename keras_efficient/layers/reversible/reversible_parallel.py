@@ -8,6 +8,7 @@ from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
 from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
 from keras_efficient.layers.reversible.sub_layers import first_size
+from keras_efficient.layers.reversible.sub_layers import serialized
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -159,8 +160,7 @@ class ReversibleParallel(ReversibleLayer):
     def get_config(self):
         config = super().get_config()
         del config["axis"]  # that of the blocks
-        blocks = map(keras.saving.serialize_keras_object, self.blocks)
-        return {**config, "blocks": list(blocks)}
+        return {**config, "blocks": serialized(self.blocks)}
 
     @classmethod
     def from_config(cls, config):

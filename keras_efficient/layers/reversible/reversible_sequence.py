@@ -8,6 +8,7 @@ from keras_efficient.layers.reversible.reversible_layer import ReversibleLayer
 from keras_efficient.layers.reversible.sub_layers import build_block
 from keras_efficient.layers.reversible.sub_layers import check_stream_dtype
 from keras_efficient.layers.reversible.sub_layers import joined
+from keras_efficient.layers.reversible.sub_layers import serialized
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -180,10 +181,9 @@ class ReversibleSequence(ReversibleLayer):
     def get_config(self):
         config = super().get_config()
         del config["axis"]  # that of the blocks
-        blocks = map(keras.saving.serialize_keras_object, self.blocks)
         return {
             **config,
-            "blocks": list(blocks),
+            "blocks": serialized(self.blocks),
             "reversible": self.reversible,
             "exact": self.exact,
             "scan": self.scan,

@@ -1,5 +1,7 @@
 """What reversible layers ask of inputs and of the layers inside of them."""
 
+import collections
+
 import keras
 from keras import ops
 
@@ -190,6 +192,22 @@ def compatible(shape, other):
 def sub_layer_config(**sub_layers):
     serialize = keras.saving.serialize_keras_object
     return {name: serialize(layer) for name, layer in sub_layers.items()}
+
+
+def serialized(blocks):
+    """Return the configurations of blocks, which may share sub-layers.
+
+    What is shared comes once before: Keras marks the first place of an object
+    when it meets the second one, and by then has copied what is in a block.
+    """
+    serialize = keras.saving.serialize_keras_object
+    there = [block for block in blocks if block is not None]
+    found = [layer for block in there for layer in sub_layers(block)]
+    times = collections.Counter(map(id, found))
+    for layer in found:
+        if times[id(layer)] > 1:
+            serialize(layer)
+    return [serialize(block) for block in blocks]
 
 
 def with_sub_layers(config, *names):
