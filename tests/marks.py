@@ -8,3 +8,9 @@ once = pytest.mark.skipif(
     keras.config.backend() != "torch",
     reason="the same on each backend: run on PyTorch, the quickest",
 )
+
+
+def first(*values, number=1):
+    """All of them on PyTorch; elsewhere the first of them."""
+    on_torch = keras.config.backend() == "torch"
+    return values if on_torch else values[:number]

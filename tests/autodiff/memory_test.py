@@ -79,7 +79,7 @@ def by_autograd(model):
 
 
 MEASURES = {
-    "jax": (by_our_own_measure, by_the_compiler),
+    "jax": (by_the_compiler,),  # which our own measure asks, too
     "tensorflow": (by_our_own_measure,),
     "torch": (by_our_own_measure, by_autograd),
 }[BACKEND]
@@ -109,16 +109,16 @@ def test_pitfall_02_bytes_kept_do_not_grow_with_depth(measure, depths):
 )
 def test_pitfall_03_peak_of_a_tensorflow_process_does_not_grow_with_depth():
     for mode, (reversible, plain) in growth_of_peak().items():
-        # 30 blocks, each with at least two streams of 16384 x 64 float32.
-        assert plain > 30 * 2 * 4, mode
+        # 16 blocks, each with at least two streams of 16384 x 64 float32.
+        assert plain > 16 * 2 * 4, mode
         assert reversible < 0.02 * plain, mode
 
 
 def growth_of_peak():
-    """MB a step takes with 32 blocks less what it takes with 2, by mode."""
+    """MB a step takes with 18 blocks less what it takes with 2, by mode."""
     script = ROOT / "tests" / "autodiff" / "peak_memory.py"
     done = subprocess.run(
-        [sys.executable, script, "2", "32"],
+        [sys.executable, script, "2", "18"],
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),

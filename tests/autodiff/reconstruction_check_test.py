@@ -15,6 +15,7 @@ from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import MomentumCoupling
 from keras_efficient.layers import ReversibleColumn
 from keras_efficient.layers import ReversibleSequence
+from tests.gradients import ENDS
 from tests.gradients import MODES
 from tests.gradients import gradient_step
 from tests.gradients import to_numpy
@@ -22,7 +23,6 @@ from tests.twins import batch
 
 BACKEND = keras.config.backend()
 MESSAGE = "'narrow' did not come back to its inputs"
-each_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def step_of(momentum=1e-3, mode=MODES[0], **arguments):
@@ -44,7 +44,7 @@ def warned():
         yield lambda: [str(w.message) for w in found if MESSAGE in str(w)]
 
 
-@each_mode
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scan", [False, True][: 1 + (BACKEND == "jax")])
 def test_a_step_that_fails_warns_once(mode, scan, warned):
     step = step_of(mode=mode, scan=scan)
@@ -54,7 +54,7 @@ def test_a_step_that_fails_warns_once(mode, scan, warned):
     assert all(np.isfinite(d).all() for d in d_params)
 
 
-@each_mode
+@pytest.mark.parametrize("mode", ENDS)
 def test_a_good_step_says_nothing(mode, warned):
     step = step_of(0.9, mode, check="error")
     _, _, d_params = step()
@@ -64,7 +64,7 @@ def test_a_good_step_says_nothing(mode, warned):
     assert not warned()
 
 
-@each_mode
+@pytest.mark.parametrize("mode", ENDS)
 def test_an_error_instead(mode, warned):
     step = step_of(mode=mode, check="error")
     if mode == "eager":
@@ -77,9 +77,8 @@ def test_an_error_instead(mode, warned):
     assert all(np.isnan(d).all() for d in inside)
 
 
-@each_mode
-def test_nothing_is_checked_if_so_told(mode, warned):
-    step_of(mode=mode, check=None)()
+def test_nothing_is_checked_if_so_told(warned):
+    step_of(check=None)()
     assert not warned()
 
 

@@ -89,7 +89,7 @@ def test_pitfall_21_reconstruction_is_equal_bit_for_bit(
         tf.config.optimizer.set_experimental_options({"remapping": False})
     seen = []
     first = AdditiveCoupling(Spy(seen))
-    blocks = [first, *[block(8, policy) for _ in range(12)]]
+    blocks = [first, *[block(8, policy) for _ in range(6)]]
     inputs = keras.Input((16,))
     run = ReversibleSequence(blocks, exact=exact)
     model = keras.Model(inputs, run(inputs))
@@ -106,7 +106,7 @@ def test_pitfall_21_reconstruction_is_equal_bit_for_bit(
 
 def test_pitfall_21_gradients_equal_those_of_the_plain_twin():
     model, plain = twins(
-        lambda: [AdditiveCoupling(function(3), function(4)) for _ in range(3)],
+        lambda: [AdditiveCoupling(function(seed)) for seed in (3, 4)],
         exact=True,
     )
     results = []
@@ -117,8 +117,8 @@ def test_pitfall_21_gradients_equal_those_of_the_plain_twin():
         assert max(relative_errors(ours, theirs)) < 1e-4
 
 
-# JAX compiles them for long.
-BOUNDS = [("float32", 1e-4), ("mixed_bfloat16", 5e-2)][BACKEND == "jax" :]
+# The others take long to trace or to compile them.
+BOUNDS = [("float32", 1e-4), ("mixed_bfloat16", 5e-2)][BACKEND != "torch" :]
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ BOUNDS = [("float32", 1e-4), ("mixed_bfloat16", 5e-2)][BACKEND == "jax" :]
 def test_pitfall_10_gradients_at_48_blocks(policy, bound):
     inputs = keras.Input((64,))
     blocks = [block(policy=policy) for _ in range(48)]
-    run = ReversibleSequence(blocks)
+    run = ReversibleSequence(blocks, scan=BACKEND == "jax")
     model = keras.Model(inputs, run(inputs))
     x = batch(32, 64)
     ours = gradients(model, [x])
@@ -159,8 +159,8 @@ def test_pitfall_21_bytes_kept_do_not_grow_with_depth():
         model = keras.Model(inputs, run(inputs))
         return saved_activation_bytes(model, np.ones((512, 64), "float32"))
 
-    few, many = (kept(depth, True) for depth in (3, 12))
-    plain_few, plain_many = (kept(depth, False) for depth in (3, 12))
+    few, many = (kept(depth, True) for depth in (1, 5))
+    plain_few, plain_many = (kept(depth, False) for depth in (1, 5))
     assert plain_many > 3 * plain_few
     assert many - few < 0.02 * (plain_many - plain_few)
 

@@ -126,14 +126,21 @@ def cases():
                 yield rank, pool_size, kind
 
 
-each_case = pytest.mark.parametrize("rank, pool_size, kind", list(cases()))
+# The others compile a program for each case: they take each third, or fifth.
+EACH = BACKEND == "torch"
+CASES = [(*case, order) for case in cases() for order in FORMATS]
+SETTINGS = [*itertools.product(("valid", "same"), KINDS, FORMATS)]
+each_setting = pytest.mark.parametrize(
+    "padding, kind, data_format", SETTINGS[:: 1 if EACH else 5]
+)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_rank = pytest.mark.parametrize("rank", (1, 2, 3))
 each_format = pytest.mark.parametrize("data_format", FORMATS)
 
 
-@each_format
-@each_case
+@pytest.mark.parametrize(
+    "rank, pool_size, kind, data_format", CASES[:: 1 if EACH else 3]
+)
 def test_pitfall_14_computes_its_equation_and_orders_channels(
     rank, pool_size, kind, data_format
 ):
@@ -262,10 +269,8 @@ def test_a_wrong_output_size_is_refused(output_size):
         pool.inverse(pool(image((5,))), output_size=output_size)
 
 
-@each_format
-@each_kind
-@pytest.mark.parametrize("padding", ["valid", "same"])
-def test_unknown_sizes(kind, data_format, padding):
+@each_setting
+def test_unknown_sizes(padding, kind, data_format):
     shape = (None, None, 3) if data_format == FORMATS[0] else (3, None, None)
     settings = {"kind": kind, "data_format": data_format, "padding": padding}
     inputs = keras.Input(shape)
@@ -322,10 +327,8 @@ def test_trains_in_a_model_that_uses_the_inverse():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph of TensorFlow")
-@each_format
-@each_kind
-@pytest.mark.parametrize("padding", ["valid", "same"])
-def test_unknown_sizes_in_a_compiled_graph(kind, data_format, padding):
+@each_setting
+def test_unknown_sizes_in_a_compiled_graph(padding, kind, data_format):
     import tensorflow as tf
 
     first = data_format == "channels_first"

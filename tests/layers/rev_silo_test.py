@@ -9,10 +9,11 @@ from keras_efficient.layers import ReversibleParallel
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.layers import RevSilo
 from keras_efficient.utils import saved_activation_bytes
-from tests.gradients import LAST
+from tests.gradients import GRAPH
 from tests.gradients import MODES
 from tests.gradients import gradients
 from tests.gradients import to_numpy
+from tests.marks import once
 from tests.twins import ExactDense
 from tests.twins import Rotation
 from tests.twins import batch
@@ -80,7 +81,7 @@ def test_pitfall_14_gradients_of_silos_that_add_a_scale(float64):
     def blocks():
         return [silo(2, True, dropped), silo(3, True), silo(3, False, dropped)]
 
-    check_gradients(blocks, streams(1), LAST)
+    check_gradients(blocks, streams(1), GRAPH)
 
 
 @pytest.mark.parametrize("new_scale", [False, True])
@@ -123,6 +124,7 @@ def test_silos_are_exact_on_integers():
     np.testing.assert_array_equal(to_numpy(run.inverse(run(x)))[0], x[0])
 
 
+@once  # on each backend the tests of columns and runs ask
 def test_bytes_kept_do_not_grow_with_silos():
     def kept(count, reversible):
         def dense():

@@ -33,11 +33,11 @@ def build(depth, norm=layers.BatchNormalization, **arguments):
 
 
 # Only JAX has the loop: elsewhere `scan` changes nothing, in any mode.
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("exact", [False, True][: 1 + (BACKEND == "jax")])
 def test_gradients_state_and_losses_equal_those_without(exact):
     found = []
     for scan in (True, False):
-        model = build(4, scan=scan, exact=exact)
+        model = build(3, scan=scan, exact=exact)
         keras.utils.set_random_seed(1)
         step = gradient_step(model)
         for _ in range(2):
@@ -88,12 +88,12 @@ def test_compile_time_and_bytes_kept_do_not_grow_with_depth():
         return kept, time.process_time() - start
 
     measure(2, scan=True)
-    kept, seconds = zip(*[measure(d, scan=True) for d in (4, 16)])
-    plain_kept, _ = zip(*[measure(d, reversible=False) for d in (4, 16)])
-    _, unrolled_seconds = zip(*[measure(d) for d in (4, 16)])
-    assert plain_kept[1] > 3 * plain_kept[0]
+    kept, seconds = zip(*[measure(d, scan=True) for d in (4, 12)])
+    plain_kept, _ = zip(*[measure(d, reversible=False) for d in (4, 12)])
+    _, unrolled_seconds = zip(*[measure(d) for d in (4, 12)])
+    assert plain_kept[1] > 2 * plain_kept[0]
     assert kept[1] - kept[0] < 0.02 * (plain_kept[1] - plain_kept[0])
-    # Reading 4 times as many variables takes some time; compiling does not.
+    # Reading 3 times as many variables takes some time; compiling does not.
     growth = seconds[1] - seconds[0]
     assert growth < 0.25 * (unrolled_seconds[1] - unrolled_seconds[0])
 

@@ -7,7 +7,7 @@ from keras import ops
 from keras_efficient import backend
 from keras_efficient.layers import Tiled
 from keras_efficient.utils.saved_activation_bytes import as_function
-from tests.gradients import MODES
+from tests.gradients import ENDS
 from tests.gradients import gradients
 from tests.gradients import to_numpy
 from tests.marks import once
@@ -36,7 +36,7 @@ def model(tiles=None, length=LENGTH, width=12, make=feed_forward, **arguments):
     return keras.Model(inputs, layer(layers.Dense(WIDTH)(inputs)))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ENDS)
 def test_outputs_and_gradients_are_those_of_the_layer(mode):
     x = [batch(2, LENGTH, WIDTH)]
     theirs = gradients(model(), x, mode)

@@ -8,8 +8,8 @@ from keras_efficient import layers
 from keras_efficient import models
 from keras_efficient.autodiff.record import values
 from keras_efficient.models.unpaired_batches import UnpairedBatches
+from tests.gradients import ENDS
 from tests.gradients import LAST
-from tests.gradients import MODES
 from tests.gradients import fit_mode
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* maps")
@@ -126,7 +126,7 @@ def separate_gradients(model, a, b):
     return variables + judge_b.trainable_variables, found
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ENDS)
 def test_each_variable_steps_by_the_gradient_of_its_own_loss(mode):
     model = translator(cycle_weight=3.0)
     model.compile(

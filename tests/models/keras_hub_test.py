@@ -13,6 +13,7 @@ from tests.gradients import gradients
 from tests.gradients import to_numpy
 from tests.layers.reversible_transformer_test import fill
 from tests.layers.reversible_transformer_test import scatter
+from tests.marks import first
 from tests.marks import once
 from tests.package_test import FILES
 from tests.package_test import imports
@@ -156,13 +157,14 @@ def test_the_network_is_that_of_the_plain_keras_model():
 
 @pytest.mark.parametrize(
     "build",
-    [
+    first(
         reversible_backbone,
+        converted_gemma3,  # keys and values apart, more than the width
         converted_gpt2,
         converted_llama,  # fewer heads for keys and values
-        converted_gemma3,  # keys and values apart, more than the width
         converted_opt,  # positions and tokens in one layer
-    ],
+        number=2,
+    ),
 )
 def test_generation_equals_greedy_decoding_without_a_cache(build, tmp_path):
     model = hub.ReversibleCausalLM(build())
@@ -195,6 +197,7 @@ def test_generation_equals_greedy_decoding_without_a_cache(build, tmp_path):
     )
 
 
+@once
 def test_strings_go_in_and_come_out():
     tokenizer = keras_hub.models.GPT2Tokenizer(
         # Zero is for padding.
@@ -241,6 +244,7 @@ def test_a_converted_gpt2_computes_its_equations():
     np.testing.assert_allclose(y, expected, atol=1e-4)
 
 
+@once
 def test_a_converted_bert_computes_its_equations_and_is_fine_tuned():
     backbone = bert()
     fill(backbone)
@@ -262,7 +266,7 @@ def test_a_converted_bert_computes_its_equations_and_is_fine_tuned():
 
 
 @pytest.mark.parametrize(
-    "build", [gpt2, bert, llama, gemma3, opt, roberta, vit]
+    "build", first(vit, gpt2, bert, llama, gemma3, opt, roberta)
 )
 def test_less_momentum_is_closer_to_the_original(build):
     backbone = build()
@@ -281,7 +285,7 @@ def test_less_momentum_is_closer_to_the_original(build):
     assert distances == sorted(distances)
 
 
-@pytest.mark.parametrize("build", [gemma3, vit])
+@pytest.mark.parametrize("build", first(gemma3, vit))
 def test_a_whole_converted_backbone_has_the_gradients_of_its_twin(build):
     backbone = build()
     fill(backbone)
@@ -301,7 +305,7 @@ def test_a_whole_converted_backbone_has_the_gradients_of_its_twin(build):
     assert sum(x > 0 for x in moved) >= 3 * 9
 
 
-@pytest.mark.parametrize("build", [llama, vit])
+@pytest.mark.parametrize("build", first(llama, vit))
 def test_lora_before_and_after_the_conversion_and_saving(build, tmp_path):
     backbone = build()
     fill(backbone)
@@ -352,12 +356,14 @@ def test_bytes_kept_by_a_converted_backbone_do_not_grow_with_depth():
     assert many - few < 0.05 * (plain_many - plain_few)
 
 
+@once
 def test_momentum_follows_the_depth():
     for depth in (2, 4):
         converted = hub.to_reversible(gpt2(depth))
         np.testing.assert_allclose(converted.momentum**depth, 1e-3)
 
 
+@once
 def test_mixed_precision_survives_saving(tmp_path):
     model = hub.to_reversible(gpt2(2, dtype="mixed_bfloat16"), 0.5)
     layer = model.get_layer("transformer_layers").blocks[0].f
@@ -382,6 +388,7 @@ def vgg():
     return keras_hub.models.VGGBackbone([2, 2], [4, 8], (32, 32, 3))
 
 
+@once
 @pytest.mark.parametrize(
     "build, reason",
     [
@@ -398,6 +405,7 @@ def test_other_backbones_are_refused(build, reason):
     assert "keras_efficient.recompute(backbone)" in str(error.value)
 
 
+@once
 def test_what_cannot_generate_is_refused():
     for backbone in (gpt2(), hub.to_reversible(bert())):
         with pytest.raises(TypeError, match="a decoder of.*take a cache"):

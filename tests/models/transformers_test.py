@@ -6,13 +6,14 @@ import pytest
 
 from keras_efficient import models
 from keras_efficient.utils import saved_activation_bytes
-from tests.gradients import LAST
+from tests.gradients import GRAPH
 from tests.gradients import fit_mode
 from tests.gradients import gradients
 from tests.gradients import to_numpy
 from tests.layers.reversible_transformer_test import Reference
 from tests.layers.reversible_transformer_test import fill
 from tests.layers.reversible_transformer_test import scatter
+from tests.marks import first
 from tests.marks import once
 from tests.twins import batch
 from tests.twins import relative_errors
@@ -48,7 +49,7 @@ def gelu_reference(block):
     return reference
 
 
-@pytest.mark.parametrize("pool_first", [False, True])
+@pytest.mark.parametrize("pool_first", first(True, False))
 def test_vit_computes_what_numpy_does(pool_first):
     model = vit(classifier_activation=None, pool_first=pool_first)
     fill(model)
@@ -69,7 +70,7 @@ def test_vit_computes_what_numpy_does(pool_first):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("positions", [None, 9])
+@pytest.mark.parametrize("positions", first(9, None))
 def test_language_model_computes_what_numpy_does(positions):
     model = language_model(num_key_value_heads=2, max_sequence_length=positions)
     fill(model)
@@ -117,7 +118,7 @@ def test_fit_of_a_language_model_equals_that_of_the_plain_twin():
         model.compile(
             keras.optimizers.SGD(0.1, momentum=0.9),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            **fit_mode(LAST),
+            **fit_mode(GRAPH),
         )
         keras.utils.set_random_seed(1)
         history = model.fit(
@@ -154,7 +155,7 @@ def test_bytes_kept_do_not_grow_with_depth(build):
     assert 2 * 64 * 6 * 8 * 4 <= few < plain_few
 
 
-@pytest.mark.parametrize("build", INPUTS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("build", first(language_model, vit))
 def test_mixed_precision_and_saving(build, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -200,12 +201,14 @@ def test_weights_serve_both_twins_and_a_clone(tmp_path):
     )
 
 
+@once
 def test_stochastic_depth_of_a_vit_grows_with_depth():
     blocks = vit(depth=3, drop_rate=0.2).get_layer("blocks").blocks
     np.testing.assert_allclose([b.drop_rate for b in blocks], [0, 0.1, 0.2])
     assert all(b.layer_norm_epsilon == 1e-6 for b in blocks)
 
 
+@once
 @pytest.mark.parametrize("pooling", [None, "avg", "max"])
 def test_features_of_a_vit(pooling):
     model = vit(include_top=False, pooling=pooling)
@@ -246,7 +249,7 @@ def test_vit_sizes(build, parameters, monkeypatch):
     assert model.output_shape == (None, 1000)
 
 
-@pytest.mark.parametrize("positions", [None, 12])
+@pytest.mark.parametrize("positions", first(None, 12))
 def test_cached_generation_equals_greedy_decoding(positions):
     model = language_model(num_key_value_heads=2, max_sequence_length=positions)
     scatter(model)
@@ -273,6 +276,7 @@ def test_tokens_are_drawn_from_the_predicted_distribution():
     np.testing.assert_allclose(counts, p / p.sum(), atol=0.04)
 
 
+@once
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="must be None, 'avg' or 'max'"):
         vit(pooling="mean")

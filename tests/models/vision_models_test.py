@@ -12,10 +12,10 @@ from keras_efficient import models
 from keras_efficient.layers import MBConv
 from keras_efficient.utils import saved_activation_bytes
 from tests.gradients import GRAPH
-from tests.gradients import LAST
 from tests.gradients import MODES
 from tests.gradients import fit_mode
 from tests.gradients import to_numpy
+from tests.marks import first
 from tests.marks import once
 from tests.models import vision_reference as reference
 from tests.twins import batch
@@ -85,7 +85,7 @@ NUMPY = {
 }
 
 
-@pytest.mark.parametrize("case", FORWARD)
+@pytest.mark.parametrize("case", first(*FORWARD, number=len(TABLE)))
 def test_forward_equals_a_computation_in_numpy(case):
     name, options = FORWARD[case]
     model = build(name, **options)
@@ -99,13 +99,8 @@ def test_forward_equals_a_computation_in_numpy(case):
 
 @each_model
 def test_fit_takes_the_steps_of_the_plain_twin(name):
-    """One step of SGD at rate 1 is the gradient of each variable.
-
-    XLA, which takes long, draws other random numbers than TensorFlow's eager
-    mode.
-    """
-    mode = LAST if name == "RevCol" else GRAPH
-    rates = dict.fromkeys(DROPPED[name], 0.3 * (mode != "xla"))
+    """One step of SGD at rate 1 is the gradient of each variable."""
+    rates = dict.fromkeys(DROPPED[name], 0.3)
 
     def step(reversible, mode):
         model = build(name, reversible=reversible, **rates)
@@ -123,7 +118,7 @@ def test_fit_takes_the_steps_of_the_plain_twin(name):
         moves = [b - a.astype(b.dtype) for a, b in zip(before, after)]
         return loss, list(zip(names, trainable, moves))
 
-    loss, ours = step(True, mode)
+    loss, ours = step(True, GRAPH)
     plain_loss, plain = step(False, MODES[0])
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-5)
     for (path, trainable, a), (_, _, b) in zip(ours, plain, strict=True):
@@ -133,6 +128,7 @@ def test_fit_takes_the_steps_of_the_plain_twin(name):
     assert np.mean(moved) > 0.9
 
 
+@once
 @each_model
 def test_runs_have_an_inverse(name):
     model = build(name)
@@ -146,7 +142,7 @@ def test_runs_have_an_inverse(name):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@each_model
+@pytest.mark.parametrize("name", first(*TABLE))
 def test_saves_loads_and_keeps_mixed_precision(name, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -184,7 +180,7 @@ def test_saves_loads_and_keeps_mixed_precision(name, tmp_path):
     assert np.isfinite(model.train_on_batch(x, np.zeros(len(x))))
 
 
-@once  # on each backend the tests of silos, columns and runs ask
+@once  # on each backend the tests of columns and runs ask
 @each_model
 def test_bytes_kept_do_not_grow_with_depth(name):
     def kept(depth, reversible):
@@ -253,6 +249,7 @@ def test_arguments_of_a_published_size_can_be_changed():
     assert few < count(models.RevBiFPNS2, extra_silos=3, name="other")
 
 
+@once
 @each_model
 def test_without_the_top_feature_maps_come_out(name):
     with without_memory():
@@ -270,6 +267,7 @@ def test_without_the_top_feature_maps_come_out(name):
         assert model.output_shape == (None, 6)
 
 
+@once
 @each_model
 def test_weights_are_loaded_from_a_path(name, tmp_path):
     model = build(name)
@@ -281,6 +279,7 @@ def test_weights_are_loaded_from_a_path(name, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@once
 def test_stochastic_depth_grows_with_depth():
     with without_memory():
         model = build("RevCol", drop_rate=0.2)
@@ -289,7 +288,7 @@ def test_stochastic_depth_grows_with_depth():
         np.testing.assert_allclose(rates, [0.0, 0.1, 0.2])
 
 
-@pytest.mark.parametrize("classes", [1000, 1001])
+@pytest.mark.parametrize("classes", first(1000, 1001))
 def test_decoders_paint_what_numpy_does(classes):
     model = build(
         "RevCol",
@@ -322,6 +321,7 @@ def test_first_values_of_a_classifier_are_scaled():
     np.testing.assert_allclose(np.std(kernel), bound / 3**0.5, rtol=0.05)
 
 
+@once
 def test_intermediate_supervision_adds_heads_and_pictures():
     model = build("RevCol", 4, intermediate_supervision=True)
     x = images(model)
@@ -344,9 +344,8 @@ def test_intermediate_supervision_adds_heads_and_pictures():
     assert np.mean([np.any(a != b) for a, b in zip(before, after)]) > 0.9
 
 
+@once
 def test_channels_first_computes_the_same():
-    if keras.config.backend() == "tensorflow":
-        pytest.skip("TensorFlow has no such convolutions on CPU.")
     found = []
     for name in TABLE:
         last = build(name)
@@ -370,6 +369,7 @@ def test_channels_first_computes_the_same():
     assert len(found) == len(TABLE)
 
 
+@once
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="multiple of 16 and at least 48"):
         models.RevBiFPN((32, 64), (32, 64))
