@@ -242,17 +242,29 @@ class Scaled(layers.Layer):
         return x + self.dense(self.scale * x)
 
 
+class Chain(keras.Model):
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = blocks
+        self.head = layers.Dense(3)
+
+    def call(self, x, training=None):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
 def scaled():
-    inputs = x = keras.Input((8,))
     with_policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(with_policy)
     try:
-        for _ in range(6):
-            x = Scaled()(x)
+        blocks = [Scaled() for _ in range(3)]
     finally:
         keras.config.set_dtype_policy(previous)
-    return keras.Model(inputs, layers.Dense(3)(x)), batch(BATCH, 8), 3
+    model, x = Chain(blocks), batch(BATCH, 8)
+    model(x)
+    return model, x, 3
 
 
 def test_a_block_reads_its_own_variables_in_mixed_precision(repeated):
