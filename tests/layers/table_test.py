@@ -31,21 +31,23 @@ ENGINE = (
     "noisy",
 )
 # What runs in which mode without a compiler, and by `fit`: all on PyTorch,
-# which compiles nothing; of Keras' layers half on JAX, half on TensorFlow. The
-# loop of `scan` is that of JAX, where an operation outside of a program takes
-# as long as a program.
+# which compiles nothing; of Keras' layers half on JAX, half on TensorFlow, and
+# so in runs of what is hard. The loop of `scan` is that of JAX, where an
+# operation outside of a program takes as long as a program.
 UNTRAINED = [name for name in HARD if not TABLE[name].trains("fit")]
-HALVES = [*KERAS][::2], [*KERAS][1::2]
 if BACKEND == "torch":
     EAGER = dict.fromkeys(MODES[:2], TABLE)
     FIT = dict.fromkeys(MODES[:2], ENGINE)
 elif BACKEND == "tensorflow":
     EAGER = dict.fromkeys(MODES[:2], (*ENGINE, *UNTRAINED))
-    FIT = {"recompute": (*HALVES[0], *HARD), "coupling": HARD}
+    FIT = {
+        "recompute": (*[*KERAS][::2], *HARD),
+        "coupling": (*ENGINE, *[*HARD][1::2]),
+    }
 else:
     EAGER = {"recompute": UNTRAINED}
     FIT = {
-        "recompute": (*HALVES[1], *HARD),
+        "recompute": (*[*KERAS][1::2], *HARD),
         "coupling": (*ENGINE, *[*HARD][::2]),
         "scan": (*ENGINE, *[*HARD][1::2]),
     }
