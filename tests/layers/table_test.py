@@ -49,7 +49,8 @@ else:
     FIT = {
         "recompute": (*[*KERAS][1::2], *HARD),
         "coupling": (*ENGINE, *[*HARD][::2]),
-        "scan": (*ENGINE, *[*HARD][1::2]),
+        # (The loop refuses the first of them, which has a state.)
+        "scan": (*ENGINE[1:], *[*HARD][1::2]),
     }
 PARTS = 4
 
@@ -123,11 +124,15 @@ def parameters(names_of, **options):
 
 
 def check_fit(names, mode, jit_compile=BACKEND == "jax"):
-    """All rows side by side, one program with wrappers and one without."""
+    """Compare rows in one program with those without their wrappers."""
     cases = wrapped(names, mode)
     plain = [build(TABLE[name], mode, wrapped=False) for name in cases]
     ours = fitted([*cases.values()], jit_compile)
-    theirs = fitted(plain, jit_compile)
+    if BACKEND == "tensorflow" and not jit_compile:
+        # The numbers of a graph, random ones included, before it is traced.
+        theirs = [two_steps(case)["moved"] for case in plain]
+    else:
+        theirs = fitted(plain, jit_compile)
     failed = {}
     for name, a, b in zip(cases, ours, theirs, strict=True):
         if found := differences(a, b, TABLE[name].tolerance):
