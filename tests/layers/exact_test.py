@@ -159,8 +159,8 @@ def test_pitfall_21_bytes_kept_do_not_grow_with_depth():
         model = keras.Model(inputs, run(inputs))
         return saved_activation_bytes(model, np.ones((512, 64), "float32"))
 
-    few, many = (kept(depth, True) for depth in (2, 8))
-    plain_few, plain_many = (kept(depth, False) for depth in (2, 8))
+    few, many = (kept(depth, True) for depth in (3, 12))
+    plain_few, plain_many = (kept(depth, False) for depth in (3, 12))
     assert plain_many > 3 * plain_few
     assert many - few < 0.02 * (plain_many - plain_few)
 
