@@ -19,7 +19,6 @@ from benchmarks import schedules
 from benchmarks import shards
 from benchmarks import small_layers
 from benchmarks import steps
-from benchmarks import to_reversible
 from benchmarks import training_methods
 from benchmarks import vocabulary
 from benchmarks import volumes
@@ -37,7 +36,6 @@ BENCHMARKS = {
     "shards": shards,
     "small_layers": small_layers,
     "steps": steps,
-    "to_reversible": to_reversible,
     "training_methods": training_methods,
     "vocabulary": vocabulary,
     "volumes": volumes,
