@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from tests.optimizers.table import BACKEND
 from tests.optimizers.table import ITEMSIZE
 from tests.optimizers.table import TABLE
+from tests.optimizers.table import each_algorithm
 from tests.optimizers.table import each_optimizer
 from tests.optimizers.table import layout_of
 from tests.optimizers.table import make
@@ -46,7 +47,7 @@ def matrix_regression(x):
 RATES = {"SGD8bit": 0.02, "LDAdam": 0.2, "SinkGD": 2.0, "Muon8bit": 0.15}
 
 
-@each_optimizer
+@each_algorithm
 def test_minimizes(name):
     """Three functions at once, each of a matrix of its own."""
     steps, start = 120, RATES.get(name, 0.1)
@@ -131,7 +132,7 @@ NETWORKS = {
 }
 
 
-@each_optimizer
+@each_algorithm
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda f: f.__name__)
 def test_trains(name, network, monkeypatch):
     calls = count_calls(TABLE[name].cls, monkeypatch)
@@ -167,7 +168,7 @@ def count_calls(cls, monkeypatch):
     return calls
 
 
-@each_optimizer
+@each_algorithm
 def test_trains_in_bfloat16(name):
     """Variables in float32 and in bfloat16, each with compressed state."""
     keras.utils.set_random_seed(0)

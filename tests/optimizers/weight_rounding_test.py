@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_efficient.kernels import policy
 from tests.optimizers.table import check_equal
-from tests.optimizers.table import each_optimizer
+from tests.optimizers.table import each_algorithm
 from tests.optimizers.table import make
 from tests.optimizers.table import normal
 from tests.optimizers.table import state_of
@@ -53,7 +53,7 @@ RATE = 2e-5
 RATES = {"SinkGD": 4e-4, "SGD8bit": 1e-4}
 
 
-@each_optimizer
+@each_algorithm
 def test_weights_move_as_in_float32(name, monkeypatch):
     monkeypatch.setattr(policy, "_chosen", "off")
     rate = RATES.get(name, RATE)
@@ -83,7 +83,7 @@ def layout(optimizer, dtype):
     return sorted((v.dtype, tuple(v.shape)) for v in state_of(optimizer))
 
 
-@each_optimizer
+@each_algorithm
 def test_state_is_that_of_float32_and_a_byte_a_weight(name):
     expected = layout(make(name), "float32")
     for rounding in ("nearest", "stochastic"):
@@ -120,7 +120,7 @@ def test_assigned_weights_are_what_they_are_assigned(kernels, monkeypatch):
             assert (np.abs(x - y) <= np.maximum(np.abs(y) / 256, 1e-38)).all()
 
 
-@each_optimizer
+@each_algorithm
 def test_decay_and_average_are_in_float32(name, monkeypatch):
     monkeypatch.setattr(policy, "_chosen", "off")
     # Each decay is a tenth of the distance to the next bfloat16.
@@ -151,7 +151,7 @@ def test_decay_and_average_are_in_float32(name, monkeypatch):
     np.testing.assert_allclose(to_numpy([found])[0], average, rtol=3e-4)
 
 
-@each_optimizer
+@each_algorithm
 def test_accumulates_and_unscales_in_float32(name, monkeypatch):
     """What is small is still there: in float16, both would make it 0."""
     monkeypatch.setattr(policy, "_chosen", "off")
