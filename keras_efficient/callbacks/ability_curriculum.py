@@ -1,5 +1,7 @@
 import numpy as np
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.callbacks.callback_state import StatefulCallback
 from keras_efficient.callbacks.item_response import ability
 from keras_efficient.callbacks.per_example_callback import begin_epoch
@@ -86,8 +88,9 @@ class AbilityCurriculum(StatefulCallback):
         check_dataset(dataset, "AbilityCurriculum")
         self.dataset, self.upper, self.step = dataset, upper, step
         self.min_examples, self.balanced = min_examples, balanced
-        self._check("step", step >= 0, "a float of at least 0")
-        self._check("min_examples", min_examples >= 1, "a positive integer")
+        check_numbers("[0, inf)", step=step)
+        check_numbers("(-inf, inf)", upper=upper)
+        check_integers(1, min_examples=min_examples)
         self.difficulties = np.asarray(difficulties, "float64")
         x, labels, b = validation
         self._x, self._labels = x, classes(labels)

@@ -5,6 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.callbacks.callback_state import StatefulCallback
 from keras_efficient.callbacks.per_example_callback import begin_epoch
 from keras_efficient.callbacks.per_example_callback import check_dataset
@@ -82,9 +84,9 @@ class InstanceLearningRate(StatefulCallback):
         check_dataset(dataset, "InstanceLearningRate")
         self.dataset, self.meta_data = dataset, meta_data
         self.rate, self.interval, self.max_rate = rate, interval, max_rate
-        self._check("rate", 0 < rate < math.inf, "a positive float")
-        self._check("interval", interval >= 1, "a positive integer")
-        self._check("max_rate", max_rate > 1, "a float above 1")
+        check_numbers("(0, inf)", rate=rate)
+        check_numbers("(1, inf)", max_rate=max_rate)
+        check_integers(1, interval=interval)
         # Before `fit` looks at what a batch is made of.
         dataset.sample_weight = np.ones(dataset.num_examples, "float32")
 

@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.callbacks.callback_state import StatefulCallback
 from keras_efficient.callbacks.power_law import fit_power_law
 
@@ -86,9 +88,13 @@ class LearningCurve(StatefulCallback):
         self.horizon, self.patience, self.mode = horizon, patience, mode
         self.stop = stop
         self._check("mode", mode in ("auto", "max", "min"), "max, min or auto")
-        self._check("tolerance", tolerance > 0, "a positive float")
-        self._check("patience", patience >= 1, "a positive integer")
-        self._check("horizon", horizon is None or horizon >= 1, "positive")
+        check_numbers("(0, inf)", tolerance=tolerance)
+        check_integers(1, patience=patience)
+        if horizon is not None:
+            check_integers(1, horizon=horizon)
+        for name, value in {"target": target, "limit": limit}.items():
+            if value is not None:
+                check_numbers("(-inf, inf)", **{name: value})
         if mode == "auto":
             falls = any(word in monitor for word in ("loss", "error"))
             self.mode = "min" if falls else "max"

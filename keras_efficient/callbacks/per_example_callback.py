@@ -6,8 +6,18 @@ from keras import ops
 
 
 def begin_epoch(dataset, epoch):
-    """Let a `utils.SelectableDataset` know which epoch begins."""
-    dataset.epoch = epoch
+    """Let a `utils.SelectableDataset` know which epoch begins.
+
+    Raises:
+        ValueError: it took no part in the epoch before.
+    """
+    before = getattr(dataset, "begun", None)
+    if before == epoch - 1 and dataset.epoch == before:
+        raise ValueError(
+            "`fit` must train on the dataset that its callback was given, "
+            "without `steps_per_epoch`. Received: another dataset, or arrays"
+        )
+    dataset.epoch = dataset.begun = epoch
 
 
 def check_dataset(dataset, owner):

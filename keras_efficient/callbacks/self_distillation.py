@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.callbacks.per_example_callback import begin_epoch
 from keras_efficient.callbacks.per_example_callback import check_dataset
 from keras_efficient.callbacks.per_example_callback import predictions
@@ -61,10 +62,7 @@ class SelfDistillation(keras.callbacks.Callback):
     def __init__(self, dataset, alpha=0.8, from_logits=False, dtype="float16"):
         super().__init__()
         check_dataset(dataset, "SelfDistillation")
-        if not 0 <= alpha <= 1:
-            raise ValueError(
-                f"`alpha` must be in [0, 1]. Received: alpha={alpha}"
-            )
+        check_numbers("[0, 1]", alpha=alpha)
         if dataset.targets.ndim != 2 or dataset.targets.shape[1] < 2:
             raise ValueError(
                 "`SelfDistillation` needs one-hot targets of shape (examples, "

@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 
+from keras_efficient.backend.arguments import check_integers
+
 
 class SubnetworkSampling(keras.callbacks.Callback):
     """Choose another part of an elastic network before each training step.
@@ -49,6 +51,7 @@ class SubnetworkSampling(keras.callbacks.Callback):
                 "`choose` must be a function of a random generator. Received: "
                 f"choose={choose}"
             )
+        check_integers(0, seed=seed)
         self.choose, self.seed = choose, seed
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.constraints.layers_inside import layers_inside
 from keras_efficient.ops.uniform_noise import hashes
 
@@ -58,11 +59,7 @@ class StaticSparsity(keras.constraints.Constraint):
     """
 
     def __init__(self, sparsity, seed=0):
-        if not 0 <= sparsity < 1:
-            raise ValueError(
-                "`sparsity` must be in [0, 1), the part of the weights that is "
-                f"0. Received: sparsity={sparsity}"
-            )
+        check_numbers("[0, 1)", sparsity=sparsity)
         self.sparsity = sparsity
         self.seed = seed
 

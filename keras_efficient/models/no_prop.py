@@ -6,6 +6,8 @@ import numpy as np
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.layers import Recompute
 
 
@@ -105,17 +107,13 @@ class NoProp(keras.Model):
     ):
         super().__init__(**kwargs)
         dim = num_classes if embedding_dim is None else embedding_dim
-        for name, is_right, expected in (
-            ("blocks", len(blocks) > 0, "at least one layer"),
-            ("num_classes", num_classes > 1, "an integer above 1"),
-            ("embedding_dim", dim > 0, "a positive integer"),
-            ("eta", 0 < eta < math.inf, "a positive float"),
-        ):
-            if not is_right:
-                raise ValueError(
-                    f"`{name}` must be {expected}. Received: "
-                    f"{name}={locals()[name]}"
-                )
+        if not blocks:
+            raise ValueError(
+                f"`blocks` must be at least one layer. Received: {blocks}"
+            )
+        check_integers(2, num_classes=num_classes)
+        check_integers(1, embedding_dim=dim)
+        check_numbers("(0, inf)", eta=eta)
         self.blocks, self.num_classes, self.eta = list(blocks), num_classes, eta
         self.embedding_dim, self.recompute, self.seed = dim, recompute, seed
         # Not by `setattr`, which would track the blocks once more.

@@ -6,6 +6,8 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.autodiff.held_constant import held_constant
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 
 
 class JointBatches(keras.utils.PyDataset):
@@ -126,17 +128,14 @@ class SelfTuning(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, is_right, expected in (
-            ("hyperparameters", len(hyperparameters) > 0, "at least one"),
-            ("scale", 0 < scale < math.inf, "a positive float"),
-            ("entropy", 0 <= entropy < math.inf, "a float of at least 0"),
-            ("warmup_steps", warmup_steps >= 0, "an integer of at least 0"),
-        ):
-            if not is_right:
-                raise ValueError(
-                    f"`{name}` must be {expected}. Received: "
-                    f"{name}={locals()[name]}"
-                )
+        if not hyperparameters:
+            raise ValueError(
+                "`hyperparameters` must be at least one. "
+                f"Received: hyperparameters={hyperparameters}"
+            )
+        check_numbers("(0, inf)", scale=scale)
+        check_numbers("[0, inf)", entropy=entropy)
+        check_integers(0, warmup_steps=warmup_steps)
         self.network, self.first = network, dict(hyperparameters)
         self.scale, self.tune_scale = scale, tune_scale
         self.entropy, self.warmup_steps, self.seed = entropy, warmup_steps, seed
@@ -150,9 +149,7 @@ class SelfTuning(keras.Model):
         self.scales = self.add_weight(
             name="hyperparameters_scales",
             shape=(len(self.first),),
-            initializer=_constant(
-                [math.log(math.expm1(scale))] * len(self.first)
-            ),
+            initializer=_constant([start] * len(self.first)),
             trainable=tune_scale,
         )
         self.steps = self.add_weight(

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.ops.adam_step import finite_gradient
 
 
@@ -53,11 +54,9 @@ class AdaGradNorm(keras.optimizers.Optimizer):
         **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        if not initial_accumulator_value > 0:
-            raise ValueError(
-                "`initial_accumulator_value` must be positive. Received: "
-                f"initial_accumulator_value={initial_accumulator_value}"
-            )
+        check_numbers(
+            "(0, inf)", initial_accumulator_value=initial_accumulator_value
+        )
         self.initial_accumulator_value = initial_accumulator_value
 
     def build(self, variables):

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.ops import Adam8bitState
 from keras_efficient.ops import adam_8bit_step
 from keras_efficient.ops.adam_8bit_arguments import Adam8bitArguments
@@ -117,11 +118,8 @@ class Adam8bit(Optimizer8bit):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self._check_decays("beta_1", "beta_2")
-        if not epsilon > 0:
-            raise ValueError(
-                "`epsilon` must be positive: the second moment of an entry "
-                f"may be 0. Received: epsilon={epsilon}"
-            )
+        # The second moment of an entry may be 0.
+        check_numbers("(0, inf)", epsilon=epsilon)
 
     def _kernel_arguments(self, learning_rate):
         return Adam8bitArguments(

@@ -3,6 +3,8 @@ import math
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.optimizers.apply_if import apply_if
 from keras_efficient.optimizers.dense import dense
 from keras_efficient.optimizers.optimizer_wrapper import OptimizerWrapper
@@ -101,22 +103,12 @@ class AdaptiveBatch(OptimizerWrapper):
         name=None,
     ):
         super().__init__(optimizer, name)
-        for argument, value, is_right, what in (
-            ("eta", eta, eta > 0, "positive"),
-            (
-                "micro_batches",
-                micro_batches,
-                2 <= micro_batches <= max_micro_batches,
-                f"from 2 to `max_micro_batches`, {max_micro_batches}: the "
-                "noise is seen in their differences",
-            ),
-            ("test_interval", test_interval, test_interval >= 1, "positive"),
-            ("decay", decay, 0 <= decay < 1, "in [0, 1)"),
-        ):
-            if not is_right:
-                raise ValueError(
-                    f"`{argument}` must be {what}. Received: {argument}={value}"
-                )
+        check_numbers("(0, inf)", eta=eta)
+        check_numbers("[0, 1)", decay=decay)
+        check_integers(1, test_interval=test_interval)
+        # The noise is seen in their differences.
+        check_integers(2, micro_batches=micro_batches)
+        check_integers(micro_batches, max_micro_batches=max_micro_batches)
         if self.inner_optimizer.gradient_accumulation_steps:
             raise ValueError(
                 "`gradient_accumulation_steps` of the optimizer must be "
@@ -213,9 +205,12 @@ class AdaptiveBatch(OptimizerWrapper):
             total = sum(ops.sum(ops.square(x)) for x in sums if x is not None)
             square = total / ops.square(n)
             spread = (squares - n * square) / ops.maximum(n - 1, 1.0)
-            noise = self.decay * old[0] + (1 - self.decay) * spread
-            signal = square - spread / n
-            signal = self.decay * old[1] + (1 - self.decay) * signal
+            # What is not finite would stay in the averages for ever.
+            is_fine = ops.isfinite(square + spread)
+            noise, signal = (
+                ops.where(is_fine, self.decay * x + (1 - self.decay) * new, x)
+                for x, new in zip(old, (spread, square - spread / n))
+            )
             return noise, signal, self._chosen(noise, signal, old[2], steps)
 
         found = ops.cond(is_last, measure, lambda: tuple(old))

@@ -3,6 +3,8 @@ import math
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.kernels import policy
 from keras_efficient.kernels.ffi.tensors import framework_of
 from keras_efficient.ops import dispatch
@@ -63,6 +65,7 @@ class CompressedOptimizer(DividedOptimizer):
         super().__init__(
             zero=zero, learning_rate=learning_rate, name=name, **kwargs
         )
+        check_integers(0, min_size=min_size)
         self.min_size = min_size
         self.exclude_layers = list(exclude_layers or [])
         # What was excluded when this was built, or is to be. Not by `setattr`,
@@ -72,12 +75,7 @@ class CompressedOptimizer(DividedOptimizer):
         self._weights = Float32Weights(weight_rounding)
 
     def _check_decays(self, *names):
-        for name in names:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1). "
-                    f"Received: {name}={getattr(self, name)}"
-                )
+        check_numbers("[0, 1)", **{name: getattr(self, name) for name in names})
 
     def _check_choices(self, **choices):
         for name, allowed in choices.items():

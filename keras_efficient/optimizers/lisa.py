@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.ops.adam_8bit_arguments import Adam8bitState
 from keras_efficient.ops.adam_8bit_step import adam_8bit_step
 from keras_efficient.ops.adam_step import adam_step
@@ -119,17 +120,14 @@ class LISA(Adam8bit):
         self._check_choices(
             order=("cycle", "uniform"), moments=("float32", "8bit")
         )
-        if not 1 <= active_blocks <= len(self.blocks):
+        check_integers(1, active_blocks=active_blocks)
+        if not active_blocks <= len(self.blocks):
             raise ValueError(
                 "`active_blocks` must be from 1 to the number of `blocks`. "
                 f"Received: active_blocks={active_blocks} of "
                 f"{len(self.blocks)} blocks"
             )
-        if not isinstance(period, int) or period < 1:
-            raise ValueError(
-                "`period` must be a positive integer, a number of steps. "
-                f"Received: period={period}"
-            )
+        check_integers(1, period=period)
         # Not by `setattr`, because TensorFlow would wrap it.
         self.__dict__["_record"] = None
 

@@ -3,6 +3,8 @@ import math
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.ops.adam_step import adam_step
 from keras_efficient.ops.newton_schulz import newton_schulz
 from keras_efficient.ops.uniform_noise import uniform_noise
@@ -120,21 +122,17 @@ class SelectedAdam(CompressedOptimizer):
         self.epsilon = epsilon
         self._check_decays("beta_1", "beta_2")
         self._check_choices(select=("smallest", "largest", "random"))
-        for name, is_right, what in (
-            ("epsilon", epsilon > 0, "positive"),
-            ("density", 0 < density <= 1, "in (0, 1]"),
-            ("block_size", 2 <= block_size <= 2**15, "from 2 to 32768"),
-            ("rank_penalty", rank_penalty >= 0, "0 or positive"),
-            (
-                "reselect_at",
-                not reselect_at or (reselect_at > 0 and select != "random"),
-                "a positive step, or `None` for what is selected at random",
-            ),
-        ):
-            if not is_right:
+        check_numbers("(0, inf)", epsilon=epsilon)
+        check_numbers("(0, 1]", density=density)
+        check_numbers("[0, inf)", rank_penalty=rank_penalty)
+        check_integers(2, block_size=block_size)
+        check_numbers("[2, 32768]", block_size=block_size)
+        if reselect_at is not None:
+            check_integers(1, reselect_at=reselect_at)
+            if select == "random":
                 raise ValueError(
-                    f"`{name}` must be {what}. "
-                    f"Received: {name}={getattr(self, name)}"
+                    "`reselect_at` must be `None` for what is selected at "
+                    f"random. Received: reselect_at={reselect_at}"
                 )
 
     @property

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.optimizers.apply_if import apply_if
 from keras_efficient.optimizers.names import path_of
 from keras_efficient.optimizers.optimizer_wrapper import OptimizerWrapper
@@ -77,15 +79,12 @@ class Unfreezing(OptimizerWrapper):
         super().__init__(optimizer, name)
         optimizer = self.inner_optimizer
         self.groups = [layer_names("groups", group) for group in groups]
-        if not self.groups or not isinstance(interval, int) or interval < 1:
+        if not self.groups:
             raise ValueError(
-                "`groups` must not be empty, and `interval` a positive "
-                f"integer. Received: groups={groups}, interval={interval}"
+                f"`groups` must not be empty. Received: groups={groups}"
             )
-        if not factor > 0:
-            raise ValueError(
-                f"`factor` must be positive. Received: factor={factor}"
-            )
+        check_integers(1, interval=interval)
+        check_numbers("(0, inf)", factor=factor)
         self.interval = interval
         self.factor = factor
         # Of all groups together, here.

@@ -2,6 +2,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+
 
 def align_classifier(
     head,
@@ -54,7 +57,8 @@ def align_classifier(
         List of the mean loss of each epoch.
 
     Raises:
-        ValueError: arrays or tasks do not fit, or the head is not built.
+        ValueError: arrays or tasks do not fit, the head is not built or not
+            trained, or a number is not positive.
 
     Example:
 
@@ -86,8 +90,15 @@ def align_classifier(
             f"being numbered from 0. Received: {means.shape}, "
             f"{covariances.shape} and tasks={tasks.tolist()}"
         )
-    if not head.built:
-        raise ValueError("`head` must be built. Received: one that is not")
+    if not (head.built and head.trainable_variables):
+        raise ValueError(
+            "`head` must be built, and have trainable weights. Received: "
+            f"{head}, built={head.built}, trainable={head.trainable}"
+        )
+    check_integers(1, epochs=epochs, samples=samples, batch_size=batch_size)
+    check_numbers(
+        "(0, inf)", temperature=temperature, learning_rate=learning_rate
+    )
     count = int(tasks.max()) + 1
     means = means * (0.9 + 0.1 * (tasks + 1) / (count + 1))[:, None]
     factors = [_factor(covariance) for covariance in covariances]

@@ -35,10 +35,16 @@ def class_statistics(features, labels):
     """
     features = np.asarray(features, "float64")
     labels = np.asarray(labels)
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
+    if (
+        features.ndim != 2
+        or labels.shape != features.shape[:1]
+        or labels.dtype.kind not in "iu"
+        or labels.min(initial=0) < 0
+    ):
         raise ValueError(
             "`features` must be of shape (examples, features), `labels` one "
-            f"integer for each. Received: {features.shape}, {labels.shape}"
+            "integer of at least 0 for each. Received: "
+            f"{features.shape}, {labels.shape} of {labels.dtype}"
         )
     means, covariances = [], []
     for label in range(int(labels.max()) + 1):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.conversion.layer_tree import all_layers
 
 LAYERS = (keras.layers.Dense, keras.layers.Conv2D)
@@ -53,10 +54,7 @@ def input_bases(model, x, energy=0.95, bases=None, batch_size=32):
     Reference:
         - [Saha et al., 2021](https://arxiv.org/abs/2103.09762)
     """
-    if not 0 < energy <= 1:
-        raise ValueError(
-            f"`energy` must be in (0, 1]. Received: energy={energy}"
-        )
+    check_numbers("(0, 1]", energy=energy)
     layers = [layer for layer in all_layers(model) if type(layer) in LAYERS]
     if not layers:
         raise ValueError(
@@ -82,6 +80,7 @@ def _grams(model, layers, x, batch_size):
         grams[i] = grams[i] + rows.T @ rows
         return call(inputs, *args, **kwargs)
 
+    hidden = [vars(layer).get("call") for layer in layers]
     try:
         for i, layer in enumerate(layers):
             layer.__dict__["call"] = functools.partial(
@@ -95,8 +94,10 @@ def _grams(model, layers, x, batch_size):
             )
             model(batch, training=False)
     finally:
-        for layer in layers:
+        for layer, call in zip(layers, hidden):
             layer.__dict__.pop("call", None)
+            if call is not None:  # as of a model that is recomputed
+                layer.__dict__["call"] = call
     return grams
 
 

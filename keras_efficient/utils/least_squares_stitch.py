@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 
+from keras_efficient.backend.arguments import check_numbers
+
 
 def least_squares_stitch(front, end, ridge=0.0, name=None):
     """Make the layer that leads from one network's features to another's.
@@ -46,8 +48,7 @@ def least_squares_stitch(front, end, ridge=0.0, name=None):
             "`front` and `end` must have as many rows, at least one. Received: "
             f"shapes {front.shape} and {end.shape}"
         )
-    if not ridge >= 0:
-        raise ValueError(f"`ridge` must not be negative. Received: {ridge}")
+    check_numbers("[0, inf)", ridge=ridge)
     # Without their means, the offset takes no part, and is not penalized.
     x_mean, y_mean = x.mean(0), y.mean(0)
     centred = x - x_mean

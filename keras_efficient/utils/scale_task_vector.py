@@ -1,6 +1,8 @@
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
+
 
 def scale_task_vector(
     pretrained, finetuned, blocks, alpha=None, beta=0.9, head=1.0
@@ -39,7 +41,8 @@ def scale_task_vector(
         List of arrays for `set_weights` of the fine-tuned model.
 
     Raises:
-        ValueError: models do not match, or a block has no variables.
+        ValueError: models do not match, a block has no variables, or a scale
+            is not finite.
 
     Example:
 
@@ -56,6 +59,9 @@ def scale_task_vector(
     Reference:
         - [Wang et al., 2024](https://arxiv.org/abs/2410.17146)
     """
+    check_numbers("(-inf, inf)", beta=beta, head=head)
+    if alpha is not None:
+        check_numbers("(-inf, inf)", alpha=alpha)
     several = isinstance(finetuned, (list, tuple))
     models = list(finetuned) if several else [finetuned]
     sizes = {len(m.weights) for m in [pretrained, *models]}

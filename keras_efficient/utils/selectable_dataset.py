@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 
+from keras_efficient.backend.arguments import check_integers
+
 
 class SelectableDataset(keras.utils.PyDataset):
     """Give batches of examples whose targets, weights and choice may change.
@@ -23,7 +25,8 @@ class SelectableDataset(keras.utils.PyDataset):
     Attributes:
         targets: Array of one target an example.
         sample_weight: Array of float32, one weight an example, or `None`.
-        selection: Array of the indices that are trained on.
+        selection: Array of the indices that are trained on, or of a boolean
+            for each example.
         epoch: The number of the epoch that begins next.
 
     Args:
@@ -78,15 +81,10 @@ class SelectableDataset(keras.utils.PyDataset):
                 "`x`, `targets` and `sample_weight` must be arrays of as many "
                 f"examples, at least one. Received: lengths {sorted(lengths)}"
             )
-        for name, value in (
-            ("batch_size", batch_size),
-            ("steps_per_epoch", steps_per_epoch or 1),
-        ):
-            if not (isinstance(value, int) and value > 0):
-                raise ValueError(
-                    f"`{name}` must be a positive integer. Received: "
-                    f"{name}={value}"
-                )
+        check_integers(1, batch_size=batch_size)
+        if steps_per_epoch is not None:
+            check_integers(1, steps_per_epoch=steps_per_epoch)
+        check_integers(0, seed=seed)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.steps_per_epoch = steps_per_epoch
         self.selection = np.arange(len(self.targets))
@@ -116,9 +114,17 @@ class SelectableDataset(keras.utils.PyDataset):
 
     def _next_order(self):
         selection = np.asarray(self.selection)
-        if not len(selection):
+        if selection.dtype == bool and len(selection) == self.num_examples:
+            selection = np.flatnonzero(selection)
+        if not (
+            len(selection)
+            and selection.dtype.kind in "iu"
+            and 0 <= selection.min() <= selection.max() < self.num_examples
+        ):
             raise ValueError(
-                "`selection` must hold at least one index. Received: none"
+                "`selection` must hold at least one index, each below the "
+                f"number of examples, {self.num_examples}; or a boolean for "
+                f"each example. Received: selection={self.selection}"
             )
         size = self.num_examples
         if self.steps_per_epoch:

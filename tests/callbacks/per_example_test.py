@@ -142,6 +142,9 @@ def test_selection_and_fall_back_by_hand():
     np.testing.assert_array_equal(
         data.selection, expected if len(expected) > 5 else np.arange(5)
     )
+    with pytest.raises(ValueError, match="`fit` must train on the dataset"):
+        callback.on_epoch_begin(1)
+    data.on_epoch_begin()  # as Keras does
     callback.on_epoch_begin(1)  # no abler: a step
     logs = {}
     callback.on_epoch_end(1, logs)

@@ -63,6 +63,25 @@ def test_hydra_trains_its_branches_alone():
     assert np.abs(value(model(x)) - y).max() > 1e-3
 
 
+@once
+def test_codes_are_not_taken_for_kernels():
+    x, h = batch(2, 6), batch(2, 3)
+    hydra = layers.Hydra(keras.layers.Dense(6), rank=2)
+    hyper = layers.HyperNetwork(keras.layers.Dense(6))
+    norm, dense = layers.PRepBN(3), keras.layers.Dense(2)
+    for layer, inputs in ((hydra, x), (hyper, [x, h]), (norm, x), (dense, x)):
+        layer(inputs)
+    for layer in (hydra.low_rank["sequential"][0], hyper.layer, dense):
+        layer.quantize("int8")
+    for use in (
+        hydra.merge,
+        lambda: hyper([x, h]),
+        lambda: norm.fuse_into(dense),
+    ):
+        with pytest.raises(ValueError, match="is quantized"):
+            use()
+
+
 def convolutions():
     parts = []
     for _ in range(5):
@@ -321,12 +340,12 @@ def test_a_reversible_run_frees_the_wide_skips_of_hourglass_blocks():
             (2, 4),
             "must be one of",
         ),
-        (ValueError, lambda: layers.Hopfield(1, 2, 1.0, 0), (2, 4), "1 or"),
+        (ValueError, lambda: layers.Hopfield(1, 2, 1.0, 0), (2, 4), "update_s"),
         (
             ValueError,
             lambda: layers.CompactRandomFeatures(0),
             (2, 4),
-            "1 or more",
+            "`units` must",
         ),
         (ValueError, lambda: layers.HourglassBlock(4), (2, 4), "less than"),
         (ValueError, lambda: layers.ConvNeXtBlock(mixer="a"), (2,), "mixer"),

@@ -107,7 +107,7 @@ def test_what_cannot_be_right_is_refused():
         ({"decay": "cosine"}, "`decay` must be"),
         ({"gradient": "none"}, "`gradient` must be"),
         ({"rate": 0.0}, "`rate` must be"),
-        ({"dense_steps": -1}, "`dense_steps` not negative"),
+        ({"dense_steps": -1}, "`dense_steps` must be"),
     ):
         with pytest.raises(ValueError, match=match):
             SparseNM(layers.Dense(4), **options)

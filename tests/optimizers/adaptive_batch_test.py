@@ -201,11 +201,16 @@ def test_adagrad_norm_computes_its_equations():
             for x, g in zip(values, mean)
         ]
         check_close(after, values, 1e-5)
-    optimizer = AdaGradNorm(0.5)
+    optimizer = AdaptiveBatch(AdaGradNorm(0.5))
     step_fn, faulty = stepper(optimizer, make_variables()), make_gradients(0)
     faulty[0][0] = np.nan
-    for x in step_fn(faulty):
+    for gradients in (faulty, make_gradients(1)) * 2:
+        after = step_fn(gradients)
+    for x in after:
         assert np.isfinite(x).all()
+    for _ in range(2):
+        step_fn(make_gradients(2))
+    assert 0 < float(optimizer._signal) < np.inf
 
 
 @once
@@ -213,7 +218,7 @@ def test_what_cannot_be_right_is_refused():
     for options in (
         {"eta": 0.0},
         {"micro_batches": 1},
-        {"micro_batches": 65},
+        {"max_micro_batches": 1},
         {"test_interval": 0},
         {"decay": 1.0},
     ):
@@ -223,5 +228,5 @@ def test_what_cannot_be_right_is_refused():
     sgd = keras.optimizers.SGD(gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match="`gradient_accumulation_steps`"):
         AdaptiveBatch(sgd)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="`initial_accumulator_value` must be"):
         AdaGradNorm(initial_accumulator_value=0.0)

@@ -143,7 +143,7 @@ def test_what_cannot_be_right_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             Unfreezing(sgd, groups, 2).build(variables())
-    with pytest.raises(ValueError, match="`interval` a positive"):
+    with pytest.raises(ValueError, match="`interval` must be"):
         Unfreezing(sgd, GROUPS, 0)
     with pytest.raises(ValueError, match="`factor` must be"):
         Unfreezing(sgd, GROUPS, 1, 0.0)

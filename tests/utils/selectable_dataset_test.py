@@ -38,6 +38,13 @@ def test_steps_stay_as_many_when_few_are_selected():
     assert [len(y) for _, y in batches] == [4, 4, 2]
     seen = np.concatenate([x["a"] for x, _ in batches])[:, 0]
     np.testing.assert_array_equal(seen, [1, 5, 7, 1, 5, 7, 1, 5, 7, 1])
+    data.selection = np.isin(np.arange(10), (1, 5, 7))
+    again = np.concatenate([x["a"] for x, _ in epoch_of(data)])[:, 0]
+    np.testing.assert_array_equal(again, seen)
+    for wrong in ([], [10], [-1], [0.5], [True]):
+        data.selection = wrong
+        with pytest.raises(ValueError, match="`selection` must.*Received"):
+            data.on_epoch_begin()
     data = SelectableDataset(X, X, None, 4, steps_per_epoch=2)
     assert [len(y) for _, y in epoch_of(data)] == [4, 4]
 

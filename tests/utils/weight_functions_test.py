@@ -111,6 +111,9 @@ def test_statistics_are_those_of_numpy():
         class_statistics(x, 2 * labels)
     with pytest.raises(ValueError, match="one integer"):
         class_statistics(x, labels[1:])
+    for wrong in (labels - 1, labels / 2):
+        with pytest.raises(ValueError, match="integer of at least 0"):
+            class_statistics(x, wrong)
 
 
 def test_a_head_that_favours_new_classes_is_repaired():
@@ -146,6 +149,11 @@ def test_bad_statistics_are_told():
     with pytest.raises(ValueError, match="built"):
         align_classifier(head, means, covariances)
     head.build((None, 3))
+    with pytest.raises(ValueError, match="`epochs` must be"):
+        align_classifier(head, means, covariances, epochs=0)
+    head.trainable = False
+    with pytest.raises(ValueError, match="have trainable weights"):
+        align_classifier(head, means, covariances)
     for arguments in (
         (means, covariances[:1]),
         (means, covariances, [0]),

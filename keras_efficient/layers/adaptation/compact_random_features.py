@@ -4,6 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class CompactRandomFeatures(keras.layers.Layer):
@@ -75,12 +78,9 @@ class CompactRandomFeatures(keras.layers.Layer):
         seed=0,
         **kwargs,
     ):
-        if min(units, degree, expansion) < 1 or bias < 0:
-            raise ValueError(
-                "`units`, `degree` and `expansion` must be 1 or more, `bias` "
-                f"0 or more. Received: units={units}, degree={degree}, "
-                f"expansion={expansion}, bias={bias}"
-            )
+        check_integers(1, units=units, degree=degree, expansion=expansion)
+        check_integers(0, seed=seed)
+        check_numbers("[0, inf)", bias=bias)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.units = units

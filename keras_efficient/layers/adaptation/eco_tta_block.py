@@ -1,6 +1,9 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class EcoTTABlock(keras.layers.Layer):
@@ -65,6 +68,9 @@ class EcoTTABlock(keras.layers.Layer):
                 "`part` must be a `keras.layers.Layer`. Received: "
                 f"{part} (of type {type(part)})"
             )
+        check_integers(1, kernel_size=kernel_size)
+        check_numbers("[0, inf)", regularization=regularization)
+        check_numbers("[0, 1]", momentum=momentum)
         part.trainable = False
         self.part = part
         self.kernel_size = kernel_size

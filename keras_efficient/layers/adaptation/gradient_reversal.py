@@ -1,6 +1,9 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class GradientReversal(keras.layers.Layer):
@@ -50,11 +53,9 @@ class GradientReversal(keras.layers.Layer):
     """
 
     def __init__(self, factor=1.0, ramp_steps=None, **kwargs):
-        if ramp_steps is not None and ramp_steps < 1:
-            raise ValueError(
-                "`ramp_steps` must be 1 or more, or `None`. Received: "
-                f"ramp_steps={ramp_steps}"
-            )
+        check_numbers("[0, inf)", factor=factor)
+        if ramp_steps is not None:
+            check_integers(1, ramp_steps=ramp_steps)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.factor = factor

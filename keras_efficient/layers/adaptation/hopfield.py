@@ -3,6 +3,9 @@ import math
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class Hopfield(keras.layers.Layer):
@@ -60,11 +63,10 @@ class Hopfield(keras.layers.Layer):
     def __init__(
         self, num_heads, key_dim, scaling=None, update_steps=1, **kwargs
     ):
-        if update_steps < 1:
-            raise ValueError(
-                "`update_steps` must be 1 or more. Received: "
-                f"update_steps={update_steps}"
-            )
+        check_integers(1, num_heads=num_heads, key_dim=key_dim)
+        check_integers(1, update_steps=update_steps)
+        if scaling is not None:
+            check_numbers("(0, inf)", scaling=scaling)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.num_heads = num_heads

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.layers.adaptation.hopfield import Hopfield
 
 
@@ -50,6 +51,7 @@ class HopfieldPooling(keras.layers.Layer):
         update_steps=1,
         **kwargs,
     ):
+        check_integers(1, quantity=quantity)
         super().__init__(**kwargs)
         self.quantity = quantity
         self.hopfield = Hopfield(

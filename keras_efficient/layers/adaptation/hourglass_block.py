@@ -1,5 +1,7 @@
 import keras
 
+from keras_efficient.backend.arguments import check_integers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class HourglassBlock(keras.layers.Layer):
@@ -40,6 +42,7 @@ class HourglassBlock(keras.layers.Layer):
     """
 
     def __init__(self, bottleneck_dim, activation="gelu", skip=True, **kwargs):
+        check_integers(1, bottleneck_dim=bottleneck_dim)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.bottleneck_dim = bottleneck_dim

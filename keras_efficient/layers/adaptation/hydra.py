@@ -1,6 +1,10 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+from keras_efficient.layers.core.base_reparametrized import kernel_of
+
 BRANCHES = ("parallel", "sequential")
 
 
@@ -87,6 +91,9 @@ class Hydra(keras.layers.Layer):
                 f"`branches` must be some of {BRANCHES}. Received: "
                 f"branches={branches}"
             )
+        check_integers(1, rank=rank)
+        check_numbers("(0, inf)", scale=scale)
+        check_numbers("[0, 1)", dropout=dropout)
         self.supports_masking = True
         self.layer = layer
         self.rank = rank
@@ -141,13 +148,16 @@ class Hydra(keras.layers.Layer):
 
         Returns:
             The layer inside, which now does what both did in inference.
+
+        Raises:
+            ValueError: one of them is quantized.
         """
         layer = self.layer
-        kernel = ops.convert_to_tensor(layer.kernel)
+        kernel = ops.convert_to_tensor(kernel_of(layer))
         bias = ops.convert_to_tensor(layer.bias) if layer.use_bias else 0.0
         new_kernel, new_bias = kernel, bias
         for name, (down, up) in self.low_rank.items():
-            product = ops.matmul(down.kernel, up.kernel)
+            product = ops.matmul(kernel_of(down), kernel_of(up))
             if name == "sequential":
                 product = ops.matmul(kernel, product)
             new_kernel = new_kernel + self.scale * product

@@ -3,6 +3,9 @@ import math
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.layers.core.base_reparametrized import kernel_of
+
 ENCODINGS = ("cos_sin", "none")
 
 
@@ -39,7 +42,8 @@ class HyperNetwork(keras.layers.Layer):
 
     Raises:
         TypeError: `layer` is not a `Dense`.
-        ValueError: `encoding` is none of these, or there is one input only.
+        ValueError: `encoding` is none of these, there is one input only, or
+            `layer` has LoRA or is quantized.
 
     Example:
 
@@ -67,6 +71,8 @@ class HyperNetwork(keras.layers.Layer):
                 f"`encoding` must be one of {ENCODINGS}. Received: "
                 f"encoding={encoding!r}"
             )
+        for units in hidden_units:
+            check_integers(1, hidden_units=units)
         self.layer = layer
         self.hidden_units = tuple(hidden_units)
         self.encoding = encoding
@@ -126,7 +132,7 @@ class HyperNetwork(keras.layers.Layer):
         layer = self.layer
         change = ops.matmul(hidden, self.kernel_change)
         change = ops.reshape(change, (-1, x.shape[-1], layer.units))
-        kernel = ops.cast(layer.kernel, x.dtype) + change
+        kernel = ops.cast(kernel_of(layer), x.dtype) + change
         flat = ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))
         y = ops.matmul(flat, kernel)
         if layer.use_bias:

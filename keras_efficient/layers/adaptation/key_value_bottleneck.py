@@ -2,6 +2,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class KeyValueBottleneck(keras.layers.Layer):
@@ -62,6 +65,10 @@ class KeyValueBottleneck(keras.layers.Layer):
         seed=0,
         **kwargs,
     ):
+        check_integers(1, num_codebooks=num_codebooks, num_keys=num_keys)
+        check_integers(1, value_dim=value_dim, key_dim=key_dim)
+        check_integers(0, seed=seed)
+        check_numbers("[0, 1)", decay=decay)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.num_codebooks = num_codebooks

@@ -1,5 +1,7 @@
 import keras
 
+from keras_efficient.backend.arguments import check_integers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class PoolingMixer(keras.layers.Layer):
@@ -39,6 +41,7 @@ class PoolingMixer(keras.layers.Layer):
     """
 
     def __init__(self, expansion=3, pool_size=3, data_format=None, **kwargs):
+        check_integers(1, expansion=expansion, pool_size=pool_size)
         super().__init__(**kwargs)
         self.expansion = expansion
         self.pool_size = pool_size

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.layers.core.base_reparametrized import BaseReparametrized
 from keras_efficient.layers.core.base_reparametrized import kernel_of
 from keras_efficient.ops.binarize import binarize
@@ -92,6 +94,8 @@ class Binarized(BaseReparametrized):
             raise ValueError(
                 f"`scale` must be one of {SCALES}. Received: scale={scale!r}"
             )
+        check_integers(1, steps=steps)
+        check_numbers("(0, inf)", frequency=frequency)
         super().__init__(layer, **kwargs)
         self.estimator = estimator
         self.scale = scale

@@ -3,6 +3,8 @@ import math
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.constraints.layers_inside import layers_inside
 from keras_efficient.layers.core.base_reparametrized import BaseReparametrized
 from keras_efficient.layers.core.base_reparametrized import kernel_of
@@ -99,10 +101,10 @@ class SparseNM(BaseReparametrized):
         **kwargs,
     ):
         super().__init__(layer, **kwargs)
-        if not 1 <= n < m:
+        check_integers(1, n=n, m=m)
+        if not n < m:
             raise ValueError(
-                "`n` must be at least 1 and less than `m`. "
-                f"Received: n={n}, m={m}"
+                f"`n` must be less than `m`. Received: n={n}, m={m}"
             )
         for name, value, allowed in (
             ("method", method, METHODS),
@@ -114,11 +116,8 @@ class SparseNM(BaseReparametrized):
                     f"`{name}` must be one of {allowed}. "
                     f"Received: {name}={value}"
                 )
-        if not rate > 0 or dense_steps < 0:
-            raise ValueError(
-                "`rate` must be positive, and `dense_steps` not negative. "
-                f"Received: rate={rate}, dense_steps={dense_steps}"
-            )
+        check_numbers("(0, inf)", rate=rate)
+        check_integers(0, dense_steps=dense_steps)
         self.n = n
         self.m = m
         self.method = method

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.layers.elastic.elastic_layer import ElasticLayer
 
 
@@ -71,11 +72,7 @@ class ElasticConv2D(ElasticLayer):
     ):
         super().__init__(**kwargs)
         sizes = tuple(kernel_sizes)
-        if not (isinstance(filters, int) and filters > 0):
-            raise ValueError(
-                "`filters` must be a positive integer. Received: "
-                f"filters={filters}"
-            )
+        check_integers(1, filters=filters, strides=strides)
         falls = all(a > b for a, b in zip(sizes, sizes[1:]))
         if not sizes or not falls or any(s % 2 == 0 for s in sizes):
             raise ValueError(

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.layers.elastic.elastic_layer import ElasticLayer
 
 
@@ -62,10 +63,7 @@ class ElasticDense(ElasticLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not (isinstance(units, int) and units > 0):
-            raise ValueError(
-                f"`units` must be a positive integer. Received: units={units}"
-            )
+        check_integers(1, units=units)
         self.units, self.use_bias = units, use_bias
         self.supports_masking = True
         self.activation = keras.activations.get(activation)

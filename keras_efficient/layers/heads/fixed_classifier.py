@@ -1,8 +1,9 @@
-import math
-
 import keras
 import numpy as np
 from keras import ops
+
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -73,11 +74,8 @@ class FixedClassifier(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not (isinstance(num_classes, int) and num_classes > 1):
-            raise ValueError(
-                "`num_classes` must be an integer above 1. Received: "
-                f"num_classes={num_classes}"
-            )
+        check_integers(2, num_classes=num_classes)
+        check_integers(0, seed=seed)
         if not isinstance(targets, str):
             targets = np.asarray(targets, "float32")
             if targets.ndim != 2 or len(targets) != num_classes:
@@ -93,11 +91,7 @@ class FixedClassifier(keras.layers.Layer):
                 "`targets` must be 'simplex', 'orthogonal' or an array. "
                 f"Received: targets={targets!r}"
             )
-        if not 0 < temperature < math.inf:
-            raise ValueError(
-                "`temperature` must be a positive float. Received: "
-                f"temperature={temperature}"
-            )
+        check_numbers("(0, inf)", temperature=temperature)
         self.num_classes, self.targets = num_classes, targets
         self.temperature, self.seed = temperature, seed
         self.supports_masking = True

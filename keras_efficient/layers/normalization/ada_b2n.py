@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.layers.normalization.base_normalization import (
     BaseNormalization,
 )
@@ -81,10 +83,9 @@ class AdaB2N(BaseNormalization):
         momentum=0.9,
         **kwargs,
     ):
-        if not 0 <= kappa <= 1:
-            raise ValueError(
-                f"`kappa` must be from 0 to 1. Received: kappa={kappa}"
-            )
+        check_integers(1, num_tasks=num_tasks)
+        check_numbers("[0, 1]", kappa=kappa)
+        check_numbers("[0, inf)", factor=factor)
         super().__init__(axis, epsilon, momentum, **kwargs)
         self.num_tasks = num_tasks
         self.kappa = kappa

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.layers.normalization.base_normalization import (
     batch_and_places,
 )
@@ -63,11 +64,7 @@ class AlphaBN(SourceStatistics):
     """
 
     def __init__(self, target_weight=0.1, axis=-1, epsilon=1e-3, **kwargs):
-        if not 0 <= target_weight <= 1:
-            raise ValueError(
-                "`target_weight` must be from 0 to 1. Received: "
-                f"target_weight={target_weight}"
-            )
+        check_numbers("[0, 1]", target_weight=target_weight)
         super().__init__(axis, epsilon, **kwargs)
         self.target_weight = target_weight
 

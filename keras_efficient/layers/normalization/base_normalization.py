@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
+
 
 class BaseNormalization(keras.layers.Layer):
     """Normalize channels with statistics in float32.
@@ -19,6 +21,8 @@ class BaseNormalization(keras.layers.Layer):
     """
 
     def __init__(self, axis=-1, epsilon=1e-3, momentum=0.99, **kwargs):
+        check_numbers("[0, 1]", momentum=momentum)
+        check_numbers("(0, inf)", epsilon=epsilon)
         super().__init__(**kwargs)
         self.axis = axis
         self.epsilon = epsilon

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.layers.normalization.base_normalization import (
     BaseNormalization,
 )
@@ -71,6 +72,7 @@ class BatchChannelNormalization(BaseNormalization):
         epsilon=1e-5,
         **kwargs,
     ):
+        check_integers(1, groups=groups)
         super().__init__(axis, epsilon, momentum, **kwargs)
         self.groups = groups
         self.estimate = estimate

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.layers.normalization.base_normalization import (
     BaseNormalization,
 )
@@ -80,6 +81,7 @@ class EvoNorm(BaseNormalization):
             )
         if epsilon is None:
             epsilon = 1e-5 if variant == "S0" else 1e-3
+        check_integers(1, groups=groups)
         super().__init__(axis, epsilon, momentum, **kwargs)
         self.variant = variant
         self.groups = groups

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.layers.normalization.base_normalization import (
     BaseNormalization,
 )
@@ -57,10 +58,7 @@ class InstanceBatchNormalization(BaseNormalization):
     def __init__(
         self, ratio=0.5, axis=-1, epsilon=1e-3, momentum=0.99, **kwargs
     ):
-        if not 0 <= ratio <= 1:
-            raise ValueError(
-                f"`ratio` must be from 0 to 1. Received: ratio={ratio}"
-            )
+        check_numbers("[0, 1]", ratio=ratio)
         super().__init__(axis, epsilon, momentum, **kwargs)
         self.ratio = ratio
 

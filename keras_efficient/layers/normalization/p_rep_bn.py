@@ -2,6 +2,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+from keras_efficient.backend.arguments import check_numbers
+from keras_efficient.layers.core.base_reparametrized import kernel_of
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class PRepBN(keras.layers.Layer):
@@ -57,12 +61,10 @@ class PRepBN(keras.layers.Layer):
         momentum=0.9,
         **kwargs,
     ):
-        if decay_steps < 1 or warmup_steps < 0:
-            raise ValueError(
-                "`decay_steps` must be 1 or more, `warmup_steps` 0 or more. "
-                f"Received: decay_steps={decay_steps}, "
-                f"warmup_steps={warmup_steps}"
-            )
+        check_integers(1, decay_steps=decay_steps)
+        check_integers(0, warmup_steps=warmup_steps)
+        check_numbers("(0, inf)", epsilon=epsilon)
+        check_numbers("[0, 1]", momentum=momentum)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.decay_steps = decay_steps
@@ -115,8 +117,8 @@ class PRepBN(keras.layers.Layer):
             inference. This layer and `dense` stay as they are.
 
         Raises:
-            ValueError: the kernel of `dense` does not fit, or one of both is
-                not built.
+            ValueError: the kernel of `dense` does not fit, one of both is not
+                built, or `dense` has LoRA or is quantized.
         """
         if not (self.built and getattr(dense, "built", False)):
             raise ValueError(
@@ -124,7 +126,7 @@ class PRepBN(keras.layers.Layer):
                 f"{self} and {dense}"
             )
         norm = self.batch_norm
-        kernel = ops.convert_to_numpy(dense.kernel).astype("float64")
+        kernel = ops.convert_to_numpy(kernel_of(dense)).astype("float64")
         gamma, beta, mean, variance, a = (
             ops.convert_to_numpy(v).astype("float64")
             for v in (

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class SimplifiedLinearAttention(keras.layers.Layer):
@@ -50,10 +52,11 @@ class SimplifiedLinearAttention(keras.layers.Layer):
     """
 
     def __init__(self, num_heads, grid, kernel_size=5, **kwargs):
+        check_integers(1, num_heads=num_heads, kernel_size=kernel_size)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.num_heads = num_heads
-        self.grid = tuple(grid)
+        self.grid = _checked(grid)
         self.kernel_size = kernel_size
 
     def build(self, input_shape):
@@ -127,3 +130,14 @@ class SimplifiedLinearAttention(keras.layers.Layer):
             "grid": self.grid,
             "kernel_size": self.kernel_size,
         }
+
+
+def _checked(grid):
+    """Return the grid as a tuple of rows and columns."""
+    if not isinstance(grid, (list, tuple)) or len(grid) != 2:
+        raise ValueError(
+            f"`grid` must be a tuple `(rows, columns)`. Received: grid={grid!r}"
+        )
+    rows, columns = grid
+    check_integers(1, rows=rows, columns=columns)
+    return rows, columns

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.layers.normalization.base_normalization import moments
 from keras_efficient.layers.normalization.base_normalization import places
 from keras_efficient.layers.normalization.source_statistics import (
@@ -82,11 +83,9 @@ class UnMixTNS(SourceStatistics):
         momentum=0.9,
         **kwargs,
     ):
-        if num_components < 1:
-            raise ValueError(
-                "`num_components` must be 1 or more. Received: "
-                f"num_components={num_components}"
-            )
+        check_integers(1, num_components=num_components)
+        check_integers(1, max_batch_size=max_batch_size)
+        check_integers(0, seed=seed)
         super().__init__(axis, epsilon, momentum, **kwargs)
         self.num_components = num_components
         self.max_batch_size = max_batch_size

@@ -3,6 +3,7 @@ import math
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.layers.core.base_reparametrized import BaseReparametrized
 from keras_efficient.layers.core.base_reparametrized import innermost
 
@@ -70,10 +71,7 @@ class WeightStandardization(BaseReparametrized):
 
     def __init__(self, layer, epsilon=1e-5, axis=None, **kwargs):
         super().__init__(layer, **kwargs)
-        if not epsilon > 0:
-            raise ValueError(
-                f"`epsilon` must be positive. Received: epsilon={epsilon}"
-            )
+        check_numbers("(0, inf)", epsilon=epsilon)
         self.epsilon = epsilon
         self.axis = axis
 

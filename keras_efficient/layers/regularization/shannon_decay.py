@@ -1,7 +1,7 @@
-import math
-
 import keras
 from keras import ops
+
+from keras_efficient.backend.arguments import check_numbers
 
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
@@ -61,15 +61,8 @@ class ShannonDecay(keras.layers.Layer):
 
     def __init__(self, factor=1e-3, momentum=0.8, **kwargs):
         super().__init__(**kwargs)
-        if not 0 <= factor < math.inf:
-            raise ValueError(
-                "`factor` must be a finite float of at least 0. Received: "
-                f"factor={factor}"
-            )
-        if not 0 <= momentum < 1:
-            raise ValueError(
-                f"`momentum` must be in [0, 1). Received: momentum={momentum}"
-            )
+        check_numbers("[0, inf)", factor=factor)
+        check_numbers("[0, 1)", momentum=momentum)
         self.factor, self.momentum = factor, momentum
         self.supports_masking = True
 

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_efficient.backend.arguments import check_integers
+
 
 @keras.saving.register_keras_serializable(package="keras_efficient")
 class SelfTuningDense(keras.layers.Layer):
@@ -65,10 +67,7 @@ class SelfTuningDense(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not (isinstance(units, int) and units > 0):
-            raise ValueError(
-                f"`units` must be a positive integer. Received: units={units}"
-            )
+        check_integers(1, units=units)
         self.units, self.use_bias, self.decay = units, use_bias, decay
         self.activation = keras.activations.get(activation)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
