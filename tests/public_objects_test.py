@@ -227,6 +227,7 @@ LAYERS = {
     "ElasticDense": (lambda: layers.ElasticDense(3), (4,)),
     "ElasticConv2D": (lambda: layers.ElasticConv2D(3), (5, 5, 2)),
     "SelfTuningDense": (lambda: layers.SelfTuningDense(3), *((4,), (1,))),
+    "SelfTuningDropout": (layers.SelfTuningDropout, (4,), (1,)),
     "GradientReversal": (lambda: layers.GradientReversal(0.5, 10), (8,)),
     # Adaptation
     "Hydra": (lambda: layers.Hydra(Dense(4), 2), (8,)),
@@ -240,6 +241,7 @@ LAYERS = {
         (8,),
     ),
     "Hopfield": (lambda: layers.Hopfield(2, 3), (5, 8)),
+    "HopfieldLayer": (lambda: layers.HopfieldLayer(2, 3, 4), (5, 8)),
     "HopfieldPooling": (lambda: layers.HopfieldPooling(2, 3), (5, 8)),
     "CompactRandomFeatures": (
         lambda: layers.CompactRandomFeatures(8),
@@ -839,7 +841,7 @@ def functions_of_weights():
         np.testing.assert_array_equal(a, b)
 
 
-@row("utils.to_tune_mode")
+@row("utils.to_tune_mode", "utils.freeze_statistics", "utils.merge_batch_norm")
 def tune_mode():
     model = keras.Sequential(
         [
@@ -848,8 +850,9 @@ def tune_mode():
             keras.layers.BatchNormalization(),
         ]
     )
-    assert utils.to_tune_mode(model) == 1
-    all_finite(model(batch(2, 4, 4, 2), training=True))
+    assert utils.freeze_statistics(model) == utils.to_tune_mode(model) == 1
+    x = batch(2, 4, 4, 2)
+    all_finite(model(x, training=True) - utils.merge_batch_norm(model)(x))
 
 
 @row("utils.check_reversibility")

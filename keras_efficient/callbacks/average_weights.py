@@ -2,13 +2,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient.constraints.layers_inside import layers_inside
-
 
 def average_weights(models, into):
     """Give a model the mean of the weights of several.
 
-    What is averaged are trainable weights and the statistics of batch
+    What is averaged are trainable weights and the statistics of
     normalizations, in float64. All else, such as seeds, counters and tables,
     stays as it is in `into`. Statistics of a mean of weights are not the mean
     of statistics: call `keras_efficient.utils.recompute_batch_norm`
@@ -95,17 +93,11 @@ class RunningMean:
 
 def averaged(model):
     """List the variables of a model that are averaged."""
-    statistics = {
-        id(variable)
-        for layer in layers_inside(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-        for variable in layer.non_trainable_variables
-    }
     trainable = {id(variable) for variable in model.trainable_variables}
     return [
         variable
         for variable in model.variables
-        if id(variable) in trainable | statistics
+        if (id(variable) in trainable or variable.name.startswith("moving_"))
         and "float" in keras.backend.standardize_dtype(variable.dtype)
     ]
 

@@ -1,18 +1,19 @@
 import operator
 import re
 
-import keras
-
+from keras_efficient.backend.arguments import check_integers
 from keras_efficient.callbacks.average_weights import RunningMean
 from keras_efficient.callbacks.average_weights import assign_all
 from keras_efficient.callbacks.average_weights import averaged
 from keras_efficient.callbacks.average_weights import host_copies
+from keras_efficient.callbacks.callback_state import StatefulCallback
+from keras_efficient.callbacks.recompute_batch_norm import norms_with_statistics
 from keras_efficient.callbacks.recompute_batch_norm import recompute_batch_norm
 
 COMPARE = {">": operator.gt, "<": operator.lt}
 
 
-class ParallelAverage(keras.callbacks.Callback):
+class ParallelAverage(StatefulCallback):
     """Average workers that go on from one point, each by itself (SWAP).
 
     ```
@@ -39,7 +40,9 @@ class ParallelAverage(keras.callbacks.Callback):
     Logs of each epoch get `worker`, 0 in phase 1 and then the worker's number;
     those of a worker's last epoch are its own. With `evaluate`, the last
     epoch gets the mean's, `average_loss` and so on. Two copies of the weights
-    are on the host.
+    are on the host, and in the files of `keras.callbacks.BackupAndRestore`: a
+    run that was interrupted goes on with the same worker. Put this callback
+    before that one.
 
     Args:
         workers: Integer, how many. Defaults to `4`.
@@ -82,6 +85,8 @@ class ParallelAverage(keras.callbacks.Callback):
         - [Gupta et al., 2020](https://arxiv.org/abs/2001.02312)
     """
 
+    STATE = "_parallel_average"
+
     def __init__(
         self,
         workers=4,
@@ -94,12 +99,12 @@ class ParallelAverage(keras.callbacks.Callback):
         micro_batches=None,
     ):
         super().__init__()
-        if workers < 1 or worker_epochs < 1:
-            raise ValueError(
-                "`workers` and `worker_epochs` must be positive integers. "
-                f"Received: workers={workers}, worker_epochs={worker_epochs}"
-            )
-        if switch is None and not switch_epoch:
+        check_integers(1, workers=workers, worker_epochs=worker_epochs)
+        if switch_epoch is not None:
+            check_integers(1, switch_epoch=switch_epoch)
+        if micro_batches is not None:
+            check_integers(1, micro_batches=micro_batches)
+        if switch is None and switch_epoch is None:
             raise ValueError(
                 "`switch` or `switch_epoch` must say when phase 2 begins. "
                 f"Received: switch={switch}, switch_epoch={switch_epoch}"
@@ -112,11 +117,15 @@ class ParallelAverage(keras.callbacks.Callback):
         self.recompute = recompute
         self.evaluate = evaluate
         self.micro_batches = micro_batches
-        self.workers_done = 0
+        self._reset()
 
-    def on_train_begin(self, logs=None):
+    def _reset(self):
         self.workers_done = 0
         self._epoch_of_worker = None  # phase 1
+        self._start = self._mean = None
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
         epochs = self.params.get("epochs", 0)
         needed = self.workers * self.worker_epochs
         needed += self.switch_epoch or 1
@@ -126,10 +135,7 @@ class ParallelAverage(keras.callbacks.Callback):
                 f"{self.workers} workers of {self.worker_epochs} epochs, one "
                 f"after the other. Received: epochs={epochs}"
             )
-        has_statistics = any(
-            "moving_mean" in variable.path for variable in self.model.variables
-        )
-        if has_statistics and self.recompute is None:
+        if norms_with_statistics(self.model) and self.recompute is None:
             raise ValueError(
                 "`recompute` must be the training data: the mean of the "
                 f"weights of '{self.model.name}' needs statistics of batch "
@@ -189,7 +195,7 @@ class ParallelAverage(keras.callbacks.Callback):
 
     def _finish(self, logs):
         self._mean.write()
-        if self.recompute is not None:
+        if norms_with_statistics(self.model):
             recompute_batch_norm(self.model, self.recompute)
         if self.evaluate is not None:
             data = self.evaluate
@@ -199,6 +205,30 @@ class ParallelAverage(keras.callbacks.Callback):
         self._start = self._mean = None
         self._epoch_of_worker = None
         self.model.stop_training = True
+
+    def _state(self):
+        arrays = {}
+        if self._epoch_of_worker is not None:
+            for i, value in enumerate(self._start):
+                arrays[f"start_{i}"] = value
+            for i, value in enumerate(self._mean.values or []):
+                arrays[f"mean_{i}"] = value
+        return arrays, {
+            "workers_done": self.workers_done,
+            "epoch_of_worker": self._epoch_of_worker,
+        }
+
+    def _restore(self, arrays, facts):
+        self.workers_done = facts["workers_done"]
+        self._epoch_of_worker = facts["epoch_of_worker"]
+        if self._epoch_of_worker is None:
+            return
+        number = range(len(averaged(self.model)))
+        self._start = [arrays[f"start_{i}"] for i in number]
+        self._mean = RunningMean(self.model)
+        if self.workers_done:
+            self._mean.values = [arrays[f"mean_{i}"] for i in number]
+            self._mean.count = self.workers_done
 
 
 def _condition(text):

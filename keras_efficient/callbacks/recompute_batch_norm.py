@@ -23,8 +23,9 @@ def recompute_batch_norm(model, dataset, steps=None, batch_size=32):
     training, with the statistics of each batch. Where weights have been
     averaged or merged, those that are there belong to no network.
 
-    Normalizations that are frozen (`trainable=False`) stay as they are, as do
-    all other variables, seeds included.
+    Normalizations that are frozen stay as they are: those with
+    `trainable=False`, by `keras_efficient.utils.freeze_statistics`, or in tune
+    mode. So do all other variables, seeds included.
 
     Args:
         model: A built `keras.Model`.
@@ -50,12 +51,7 @@ def recompute_batch_norm(model, dataset, steps=None, batch_size=32):
     keras_efficient.utils.recompute_batch_norm(model, x)
     ```
     """
-    layers = [
-        layer
-        for layer in layers_inside(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
-    ]
+    layers = norms_with_statistics(model)
     if not layers:
         raise ValueError(
             f"Model '{model.name}' must have a trainable `BatchNormalization`. "
@@ -83,6 +79,28 @@ def recompute_batch_norm(model, dataset, steps=None, batch_size=32):
     for layer in layers:
         sums[id(layer)].write()
     return len(layers)
+
+
+def norms_with_statistics(model):
+    """List the batch normalizations whose statistics move in training."""
+    return [
+        layer
+        for layer in layers_inside(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and not _is_held(layer)
+    ]
+
+
+def _is_held(layer):
+    """Whether its `call` is replaced by one with fixed statistics."""
+    found = vars(layer).get("call")
+    while found is not None:
+        owner = getattr(getattr(found, "run", None), "__self__", None)
+        if getattr(owner, "holds_statistics", False):
+            return True
+        found = getattr(found, "hidden", None)
+    return False
 
 
 class _Sums:
@@ -128,7 +146,8 @@ def _observed(layer, sums):
 
     @functools.wraps(call)
     def observe(inputs, training=None, mask=None):
-        sums.add(inputs, mask)
+        if training:  # a layer around it may say otherwise
+            sums.add(inputs, mask)
         return call(inputs, training=training, mask=mask)
 
     vars(layer)["call"] = observe

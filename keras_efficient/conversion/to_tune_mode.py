@@ -23,7 +23,8 @@ def to_tune_mode(model, tune=True):
     y = conv(x; w c, beta + c (b - moving_mean))
     ```
 
-    computed anew in each step, in float32. Outputs are those in inference.
+    computed anew in each step, in float32. Outputs are those in inference,
+    for which `keras_efficient.utils.merge_batch_norm` does it once for all.
     Kernels, gamma and beta are trained, with the gradients that they have
     with fixed statistics, and the output of the convolution is no longer kept
     for them: one map less for each pair. Where gamma is frozen
@@ -61,18 +62,7 @@ def to_tune_mode(model, tune=True):
     Reference:
         - [You et al., 2023](https://arxiv.org/abs/2305.11624)
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
-    pairs = _pairs(model)
-    if not pairs:
-        raise ValueError(
-            f"Model '{model.name}' has no convolution whose output is read by "
-            "a `BatchNormalization` alone, in a functional or sequential "
-            "model. Use `keras_efficient.layers.ConvBN` in a subclass."
-        )
+    pairs = convolution_pairs(model)
     for conv, bn in pairs:
         for layer in (conv, bn):
             before = find(layer, "call", _Pair)
@@ -88,8 +78,15 @@ def to_tune_mode(model, tune=True):
     return len(pairs)
 
 
+def is_tuned(bn):
+    """Return whether the convolution before it does what it did."""
+    return find(bn, "call", _Pair) is not None
+
+
 class _Pair:
     """What a convolution and its normalization do instead."""
+
+    holds_statistics = True
 
     def __init__(self, conv, bn):
         self.conv = conv
@@ -102,8 +99,19 @@ class _Pair:
         return inputs
 
 
-def _pairs(model):
-    """List pairs of layers that are called once, one for the other alone."""
+def convolution_pairs(model):
+    """List convolutions and what normalizes them: called once, one for the
+    other alone.
+
+    Raises:
+        TypeError: `model` is not a `keras.Model`.
+        ValueError: there is no pair.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a `keras.Model`. "
+            f"Received: {model} (of type {type(model)})"
+        )
     graphs = map(graph_of, all_layers(model))
     recorded = [record_calls(graph) for graph in graphs if graph is not None]
     times = collections.Counter(
@@ -126,4 +134,10 @@ def _pairs(model):
                 and check_pair(*pair) is None
             ):
                 found.append(pair)
+    if not found:
+        raise ValueError(
+            f"Model '{model.name}' has no convolution whose output is read by "
+            "a `BatchNormalization` alone, in a functional or sequential "
+            "model. Use `keras_efficient.layers.ConvBN` in a subclass."
+        )
     return found

@@ -8,6 +8,9 @@ from keras_efficient.layers.adaptation.gradient_reversal import (
     GradientReversal as GradientReversal,
 )
 from keras_efficient.layers.adaptation.hopfield import Hopfield as Hopfield
+from keras_efficient.layers.adaptation.hopfield_layer import (
+    HopfieldLayer as HopfieldLayer,
+)
 from keras_efficient.layers.adaptation.hopfield_pooling import (
     HopfieldPooling as HopfieldPooling,
 )
@@ -150,4 +153,7 @@ from keras_efficient.layers.reversible.reversible_transformer_encoder import (
 from keras_efficient.layers.reversible.tiled import Tiled as Tiled
 from keras_efficient.layers.self_tuning.self_tuning_dense import (
     SelfTuningDense as SelfTuningDense,
+)
+from keras_efficient.layers.self_tuning.self_tuning_dropout import (
+    SelfTuningDropout as SelfTuningDropout,
 )

@@ -4,6 +4,12 @@ from keras_efficient.callbacks.average_weights import (
 from keras_efficient.callbacks.recompute_batch_norm import (
     recompute_batch_norm as recompute_batch_norm,
 )
+from keras_efficient.conversion.freeze_statistics import (
+    freeze_statistics as freeze_statistics,
+)
+from keras_efficient.conversion.merge_batch_norm import (
+    merge_batch_norm as merge_batch_norm,
+)
 from keras_efficient.conversion.to_tune_mode import to_tune_mode as to_tune_mode
 from keras_efficient.utils.adapt_batch_norm import (
     adapt_batch_norm as adapt_batch_norm,

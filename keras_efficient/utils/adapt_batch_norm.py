@@ -1,5 +1,6 @@
 import keras
 
+from keras_efficient.conversion.to_tune_mode import is_tuned
 from keras_efficient.layers.normalization.alpha_bn import AlphaBN
 from keras_efficient.layers.normalization.unmix_tns import UnMixTNS
 
@@ -27,8 +28,9 @@ def adapt_batch_norm(model, method="alpha", **settings):
         A new `keras.Model`.
 
     Raises:
-        ValueError: `method` is none of these, there is no layer to replace, or
-            the model is neither Functional nor Sequential.
+        ValueError: `method` is none of these, there is no layer to replace,
+            it is in tune mode, or the model is neither Functional nor
+            Sequential.
 
     Example:
 
@@ -55,6 +57,12 @@ def adapt_batch_norm(model, method="alpha", **settings):
     def put(layer):
         if not isinstance(layer, keras.layers.BatchNormalization):
             return layer
+        if is_tuned(layer):
+            raise ValueError(
+                f"Layer '{layer.name}' is in tune mode: the convolution before "
+                "it normalizes. Undo that first, "
+                "`keras_efficient.utils.to_tune_mode(model, False)`."
+            )
         if method == "unmix" and layer.input_spec.ndim < 3:
             return layer
         replaced.append(layer)

@@ -1,5 +1,7 @@
 """SWAP: workers one after the other, their mean, and its statistics."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -7,22 +9,27 @@ from keras import layers
 from keras import ops
 
 from keras_efficient.callbacks import ParallelAverage
+from keras_efficient.layers import ConvBN
 from keras_efficient.utils import average_weights
+from keras_efficient.utils import freeze_statistics
 from keras_efficient.utils import recompute_batch_norm
+from keras_efficient.utils import to_tune_mode
+from tests.callbacks.killed import KillAt
+from tests.callbacks.killed import Killed
 from tests.gradients import LAST
 from tests.gradients import fit_mode
 from tests.marks import once
 from tests.twins import batch
 
 
-def network():
+def network(rate=0.5):
     keras.utils.set_random_seed(0)
     return keras.Sequential(
         [
             keras.Input((5, 3)),
             layers.Masking(),
             layers.BatchNormalization(),
-            layers.Dropout(0.5),
+            layers.Dropout(rate),
             layers.Dense(4, "tanh"),
             layers.GlobalAveragePooling1D(),
             layers.BatchNormalization(name="last"),
@@ -188,7 +195,7 @@ def test_switch_on_a_log_and_what_is_refused():
     for options, match in (
         ({}, "must say when"),
         ({"switch": "accuracy"}, "must be a condition"),
-        ({"switch_epoch": 1, "workers": 0}, "must be positive"),
+        ({"switch_epoch": 1, "workers": 0}, "`workers` must be"),
     ):
         with pytest.raises(ValueError, match=match):
             ParallelAverage(**options)
@@ -197,3 +204,82 @@ def test_switch_on_a_log_and_what_is_refused():
         recompute_batch_norm(plain, x)
     with pytest.raises(ValueError, match="must yield batches"):
         recompute_batch_norm(model, [])
+
+
+@once
+def test_killed_run_goes_on_with_the_same_worker(tmp_path):
+    """Bit for bit: killed in phase 1, and in the second worker."""
+    x, y = data(20)
+
+    def run(folder, *others):
+        model = network(0.0)  # Keras' files hold no seeds
+        model.compile(keras.optimizers.Adam(0.05), "mse")
+        average = ParallelAverage(
+            2,
+            switch_epoch=2,
+            worker_epochs=2,
+            # So that workers differ.
+            learning_rate=lambda epoch: (
+                0.1 / (1 + epoch + average.workers_done)
+            ),
+            recompute=x,
+        )
+        backup = keras.callbacks.BackupAndRestore(folder)
+        with contextlib.suppress(Killed):
+            model.fit(
+                *(x, y),
+                batch_size=4,
+                epochs=6,
+                shuffle=False,
+                verbose=0,
+                callbacks=[average, backup, *others],
+            )
+        return average, model
+
+    _, whole = run(tmp_path / "whole")
+    run(tmp_path / "killed", KillAt(1))
+    average, _ = run(tmp_path / "killed", KillAt(5))
+    assert average.workers_done == 1
+    average, resumed = run(tmp_path / "killed")
+    assert average.workers_done == 2
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@once
+def test_statistics_that_are_held_stay():
+    """By hand, in tune mode, or in a layer that computes with them."""
+    x, y = batch(8, 6, 6, 2), batch(8, 3)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(3, 3),
+            layers.BatchNormalization(),
+            ConvBN(layers.Conv2D(3, 3), layers.BatchNormalization(), "eval"),
+            layers.GlobalAveragePooling2D(),
+        ]
+    )
+    pair, other = model.layers[1], model.layers[2].batch_normalization
+    before = [ops.convert_to_numpy(v) for v in pair.variables]
+    for hold in (freeze_statistics, to_tune_mode):
+        hold(model)
+        with pytest.raises(ValueError, match="must yield batches|trainable"):
+            recompute_batch_norm(model, x)
+        for a, b in zip(pair.variables, before, strict=True):
+            np.testing.assert_array_equal(ops.convert_to_numpy(a), b)
+        hold(model, False)
+    model.compile("sgd", "mse")
+    freeze_statistics(model)
+    gammas = [ops.convert_to_numpy(n.gamma) for n in (pair, other)]
+    average = ParallelAverage(1, switch_epoch=1, worker_epochs=1)
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[average])
+    for norm, gamma in zip((pair, other), gammas, strict=True):
+        assert np.all(ops.convert_to_numpy(norm.moving_mean) == 0)
+        assert np.all(ops.convert_to_numpy(norm.gamma) != gamma)
+    assert freeze_statistics(model, False) == 2
+    model.fit(x, y, verbose=0)
+    assert np.all(ops.convert_to_numpy(pair.moving_mean) != 0)
+    with pytest.raises(TypeError, match="`model` must be"):
+        freeze_statistics(layers.Dense(1))
+    with pytest.raises(ValueError, match="must have a `BatchNormalization`"):
+        freeze_statistics(keras.Sequential([layers.Dense(1)]))

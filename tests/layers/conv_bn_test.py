@@ -10,6 +10,8 @@ from keras import ops
 
 from keras_efficient import recompute
 from keras_efficient.layers import ConvBN
+from keras_efficient.utils import adapt_batch_norm
+from keras_efficient.utils import merge_batch_norm
 from keras_efficient.utils import saved_activation_bytes
 from keras_efficient.utils import to_tune_mode
 from tests.gradients import LAST
@@ -118,6 +120,46 @@ def test_to_tune_mode_in_place():
     assert to_tune_mode(model, tune=False) == 4
     convolutions = [x for x in model.layers if isinstance(x, layers.Conv2D)]
     assert not any("call" in vars(layer) for layer in convolutions)
+
+
+@once
+def test_merged_model_is_a_plain_one(tmp_path):
+    """The same outputs, from a file of Keras, too; the model stays."""
+    x = batch(4, 16, 16, 8)
+    model = network()
+    expected, before = model.predict(x, verbose=0), model.get_weights()
+    to_tune_mode(model)
+    with pytest.raises(ValueError, match="is in tune mode"):
+        adapt_batch_norm(model)
+    merged = merge_batch_norm(model)
+    kinds = [type(layer).__name__ for layer in merged.layers]
+    assert kinds.count("Identity") == 4
+    assert kinds.count("BatchNormalization") == 2
+    merged.save(tmp_path / "merged.keras")
+    loaded = keras.models.load_model(tmp_path / "merged.keras")
+    for found in (merged, loaded, model):
+        y = found.predict(x, verbose=0)
+        tolerance = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=tolerance)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    depthwise = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.Sequential(
+                [
+                    layers.DepthwiseConv2D(3, depth_multiplier=2),
+                    layers.BatchNormalization(),
+                ]
+            ),
+        ]
+    )
+    stir(depthwise)
+    x = batch(2, 6, 6, 2)
+    merged = merge_batch_norm(depthwise)
+    assert len(merged.get_weights()) == 2
+    y = [ops.convert_to_numpy(m(x)) for m in (merged, depthwise)]
+    np.testing.assert_allclose(*y, rtol=1e-4, atol=1e-5)
 
 
 @once

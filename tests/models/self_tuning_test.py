@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_efficient import backend
 from keras_efficient.layers import SelfTuningDense
+from keras_efficient.layers import SelfTuningDropout
 from keras_efficient.models import SelfTuning
 from tests.gradients import LAST
 from tests.gradients import fit_mode
@@ -160,3 +161,19 @@ def test_bad_arguments_are_told():
         SelfTuningDense(0)
     with pytest.raises(ValueError, match="decay"):
         SelfTuningDense(1, decay=2).build([(None, 3), (None, 2)])
+
+
+@once
+def test_each_example_is_dropped_at_its_own_rate():
+    layer = SelfTuningDropout(1, max_rate=0.8, seed=3)
+    x = np.ones((3, 40, 50), "float32")
+    h = np.array([[9, -1], [0, 0], [-9, 2]], "float32")
+    y = ops.convert_to_numpy(layer([x, h], training=True))
+    rates = 0.8 / (1 + np.exp(-h[:, 1]))
+    np.testing.assert_allclose((y == 0).mean((1, 2)), rates, atol=0.03)
+    np.testing.assert_allclose(y.max((1, 2)), 1 / (1 - rates), rtol=1e-5)
+    again = ops.convert_to_numpy(layer([x, h], training=True))
+    assert (again != y).any()
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer([x, h])), x)
+    with pytest.raises(ValueError, match="`index` must be that of"):
+        SelfTuningDropout(2)([x, h])

@@ -33,13 +33,10 @@ def check_pair(conv, bn):
     return None
 
 
-def tuned_conv(conv, bn, x, call=None):
-    """Return `bn(conv(x), training=False)`, as one convolution.
+def merged_weights(conv, bn):
+    """Return kernel and bias of `bn(conv(x), training=False)`.
 
-    Args:
-        conv, bn: The two layers, built.
-        x: Tensor.
-        call: Function that stands for `conv`. Defaults to `None`: itself.
+    They are tensors of float32, or of a wider type of the kernel.
     """
     dtype = keras.backend.result_type(conv.variable_dtype, "float32")
 
@@ -60,6 +57,18 @@ def tuned_conv(conv, bn, x, call=None):
         kernel = kernel * ops.reshape(scale, kernel.shape[-2:])
     else:
         kernel = kernel * scale
+    return kernel, bias
+
+
+def tuned_conv(conv, bn, x, call=None):
+    """Return `bn(conv(x), training=False)`, as one convolution.
+
+    Args:
+        conv, bn: The two layers, built.
+        x: Tensor.
+        call: Function that stands for `conv`. Defaults to `None`: itself.
+    """
+    kernel, bias = merged_weights(conv, bn)
     values = [(conv.kernel, ops.cast(kernel, conv.kernel.dtype))]
     if conv.use_bias:
         values.append((conv.bias, ops.cast(bias, conv.bias.dtype)))

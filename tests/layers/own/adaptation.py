@@ -139,6 +139,10 @@ def hopfield_pooling(w, x, training, mask=None):
     return y.reshape(len(x), -1)
 
 
+def hopfield_layer(w, x, training):
+    return hopfield(w, x, training, None, w["patterns"])
+
+
 def random_features(w, x, training):
     """By the matrices that the layer draws, entry by entry."""
     layer = layers.CompactRandomFeatures(4, degree=3, expansion=3)
@@ -206,6 +210,9 @@ ADAPTATION = {
         SEQUENCE,
         hopfield,
         mask=MASK,
+    ),
+    "HopfieldLayer": Own(
+        lambda: layers.HopfieldLayer(2, 3, 6, 0.7, 2), SEQUENCE, hopfield_layer
     ),
     "HopfieldPooling": Own(
         lambda: layers.HopfieldPooling(2, 3, 2, 0.7, 2),
