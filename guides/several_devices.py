@@ -234,6 +234,27 @@ def train_on_torch(options, table):
 
 
 """
+**With `fit`.** Keras' `fit` calls the model, not the wrapper around it: each
+process would train a model of its own, without an error. Let a model call its
+network, which is built, through the wrapper instead:
+
+```python
+class Parallel(keras.Model):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        # Not by `setattr`, which would track its parameters once more.
+        self.__dict__["parallel"] = DistributedDataParallel(network)
+
+    def call(self, x, training=None):
+        return (self.parallel if training else self.network)(
+            x, training=training
+        )
+```
+
+and give `fit` of each process its own part of the data, with as many steps.
+Save `network`.
+
 **BatchNormalization.** Each process normalizes by its own part of the batch,
 and moves its own statistics. DistributedDataParallel would broadcast buffers,
 but Keras' are parameters, and drift apart:

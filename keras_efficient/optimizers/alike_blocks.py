@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_efficient.ops.uniform_noise import uniform_noise
+from keras_efficient.optimizers.local_shards import is_divided
 from keras_efficient.optimizers.names import path_of
 
 
@@ -35,8 +36,17 @@ def roles(variables, found, blocks):
         blocks: List of the names of the blocks.
 
     Raises:
-        ValueError: blocks have not the same shapes in the same order.
+        ValueError: blocks have not the same shapes in the same order, or are
+            DTensors.
     """
+    for variable, block in zip(variables, found):
+        if block is not None and is_divided(variable):
+            raise ValueError(
+                "`LISA` keeps the state of its blocks in slots, and cannot "
+                f"step blocks of DTensors. Received: '{path_of(variable)}', a "
+                "DTensor. Take `Adam8bit`, whose state is divided as its "
+                "parameters are."
+            )
     columns = [
         [i for i, place in enumerate(found) if place == block]
         for block in range(len(blocks))

@@ -157,6 +157,9 @@ def check_errors(mesh, found):
         "axis": attempt(optimizers.Adam8bit, [Shard(1)]),
         "matrix": attempt(optimizers.LDAdam, by_rows),
         "blocks": attempt(optimizers.MicroAdam, by_rows, shape=(43, 192)),
+        "slots": attempt(
+            lambda: optimizers.LISA(blocks=["x"], active_blocks=1), by_rows
+        ),
         "partial": attempt(
             optimizers.Adam8bit,
             by_rows,
@@ -304,6 +307,54 @@ def check_statistics(model, parallel, batches, rank, found):
     found["averaged apart"] = apart(model.non_trainable_variables)
 
 
+class Parallel(keras.Model):
+    """Train a network by way of `DistributedDataParallel`, with `fit`."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        # Not by `setattr`, which would track its parameters once more.
+        self.__dict__["parallel"] = DistributedDataParallel(network)
+
+    def call(self, x, training=None):
+        return (self.parallel if training else self.network)(
+            x, training=training
+        )
+
+
+def check_fit(rank, found):
+    """The weights of two processes are those of one with all examples."""
+    x, y = normal(64, 64, seed=20), normal(64, 8, seed=21)
+
+    def network():
+        keras.utils.set_random_seed(0)
+        inner = keras.layers.Dense(32, "tanh"), keras.layers.Dense(32, "tanh")
+        coupling = layers.AdditiveCoupling(*inner)
+        last = keras.layers.Dense(8)
+        return keras.Sequential(
+            [keras.Input((64,)), layers.ReversibleSequence([coupling]), last]
+        )
+
+    for name, make in (
+        ("SGD", lambda: keras.optimizers.SGD(0.1)),
+        ("Adam8bit", lambda: optimizers.Adam8bit(1e-3, min_size=0)),
+    ):
+        model, one, alone = Parallel(network()), network(), network()
+        for each, part, size in (
+            (model, slice(rank, None, 2), 8),
+            (alone, slice(rank, None, 2), 8),
+            (one, slice(None), 16),
+        ):
+            each.compile(make(), "mse")
+            each.fit(x[part], y[part], size, shuffle=False, verbose=0)
+        pairs = zip(model.get_weights(), one.get_weights(), strict=True)
+        found["fit"][name] = {
+            "apart": apart(model.trainable_variables),
+            "alone": apart(alone.trainable_variables),
+            "error": max(float(np.abs(a - b).max()) for a, b in pairs),
+        }
+
+
 def apart(variables):
     """Return how far the floats of both ranks are from each other."""
     worst = 0.0
@@ -365,11 +416,12 @@ def worker(rank, folder):
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2
     )
     mesh = dist.init_device_mesh("cpu", (2,))
-    found = {"differ": {}, "bytes": {}, "ddp": {}}
+    found = {"differ": {}, "bytes": {}, "ddp": {}, "fit": {}}
     check_dtensors(mesh, found)
     check_errors(mesh, found)
     check_fully_shard(mesh, rank, found)
     check_ddp(rank, found)
+    check_fit(rank, found)
     check_callbacks(rank, mesh, found)
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))

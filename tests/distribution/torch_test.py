@@ -60,6 +60,7 @@ def test_what_is_not_supported_says_so(found):
     assert "all of a tensor" in errors["matrix"]
     assert "blocks do not end where the parts do" in errors["blocks"]
     assert "exclude_layers" in errors["blocks"]
+    assert "keeps the state of its blocks in slots" in errors["slots"]
     for name in ("partial", "plain gradient"):
         assert "divided as their variables" in errors[name]
     assert errors["alike"] == "no error"
@@ -76,6 +77,14 @@ def test_gradients_of_distributed_data_parallel(found):
     assert len(found["ddp"]) == 4
     for name, error in found["ddp"].items():
         assert error < 1e-5, name
+
+
+def test_fit_by_way_of_distributed_data_parallel(found):
+    """And without it: each process trains a model of its own."""
+    assert len(found["fit"]) == 2
+    for run in found["fit"].values():
+        assert run["apart"] == 0 < 1e-4 < run["alone"]
+    assert found["fit"]["SGD"]["error"] < 1e-5
 
 
 def test_statistics_drift_apart_until_they_are_averaged(found):
