@@ -2,13 +2,15 @@
 
 `KERAS_BACKEND=jax python tools/benchmark.py small_layers norms` prints a table
 of mean and standard deviation over seeds. Tasks: `norms`, `shift`, `peri`,
-`characters`, `linear_attention`, `binary`, `domains`, `adapters`, `bottleneck`,
-`retrieval`, `random_features`, `pooling`, `hourglass`, `settings`.
+`characters`, `linear_attention`, `replay`, `meta_blocks`, `binary`, `domains`,
+`adapters`, `bottleneck`, `retrieval`, `random_features`, `pooling`,
+`hourglass`, `settings`.
 """
 
 import importlib
 
 NORMALIZATION = ("norms", "shift", "peri", "characters", "linear_attention")
+STREAMS = ("replay", "meta_blocks")
 BINARY = ("binary", "domains")
 ADAPTATION = (
     *("adapters", "bottleneck", "retrieval", "random_features", "pooling"),
@@ -16,6 +18,7 @@ ADAPTATION = (
 )
 MODULES = {
     **dict.fromkeys(NORMALIZATION, "normalization"),
+    **dict.fromkeys(STREAMS, "streams"),
     **dict.fromkeys(BINARY, "binary"),
     **dict.fromkeys(ADAPTATION, "adaptation"),
 }
