@@ -24,7 +24,7 @@ from tests.optimizers.resumed_run import KillAt
 from tests.optimizers.resumed_run import Killed
 from tests.optimizers.resumed_run import write
 
-STEPS = 3
+STEPS = 2
 # Name of a variable: its shape, and mesh axes under `ModelParallel`.
 SHAPES = {
     "columns": ((16, 2048), (None, "model")),
@@ -36,23 +36,28 @@ SHAPES = {
     "odd": ((64, 65), ("model", None)),  # the last block is not full
     "bias": ((128,), ("model",)),  # plain
 }
-# Name, dtype: how to make it, and in which ways; see `ways`.
+# Of which state is divided by the same code.
+FEW = ("columns", "rows", "both", "bias")
+# Name, dtype: how to make it, in which ways (see `ways`), for what.
 OPTIMIZERS = {
     ("MicroAdam", "float32"): (
         optimizers.MicroAdam,
-        ("model", "model, zero", "data", "data, zero"),
+        ("model", "model, zero", "data, zero"),
+        tuple(SHAPES),
     ),
     ("Adam8bit", "float32"): (
         optimizers.Adam8bit,
         ("model", "data", "data, zero"),
+        tuple(SHAPES),
     ),
-    ("Adam8bit", "bfloat16"): (optimizers.Adam8bit, ("model, zero",)),
-    ("Lion8bit", "float32"): (optimizers.Lion8bit, ("model, zero",)),
+    ("Adam8bit", "bfloat16"): (optimizers.Adam8bit, ("model, zero",), FEW),
+    ("Lion8bit", "float32"): (optimizers.Lion8bit, ("model, zero",), FEW),
     ("LDAdam", "float32"): (
         functools.partial(optimizers.LDAdam, rank=4),
         ("model",),
+        FEW,
     ),
-    ("Muon8bit", "float32"): (optimizers.Muon8bit, ("data, zero",)),
+    ("Muon8bit", "float32"): (optimizers.Muon8bit, ("data, zero",), FEW),
 }
 
 
@@ -90,17 +95,17 @@ def normal(*shape, seed):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
-def make_variables(dtype):
+def make_variables(dtype, names):
     return [
-        keras.Variable(normal(*shape, seed=i), dtype=dtype, name=name)
-        for i, (name, (shape, _)) in enumerate(SHAPES.items())
+        keras.Variable(normal(*SHAPES[name][0], seed=i), dtype=dtype, name=name)
+        for i, name in enumerate(names)
     ]
 
 
-def step(make, distribution, zero, dtype):
+def step(make, distribution, zero, dtype, names):
     """Do some steps as Keras compiles them; return all and their shards."""
     keras.distribution.set_distribution(distribution)
-    variables, optimizer = make_variables(dtype), make(zero=zero)
+    variables, optimizer = make_variables(dtype, names), make(zero=zero)
     optimizer.build(variables)
     values = [v.value for v in variables]
     state = [v.value for v in optimizer.variables]
@@ -124,9 +129,9 @@ def step(make, distribution, zero, dtype):
     return everything, optimizer, store
 
 
-def results(make, distribution, zero, dtype):
-    everything, optimizer, store = step(make, distribution, zero, dtype)
-    names = [*SHAPES, *(v.name for v in optimizer.variables)]
+def results(make, distribution, zero, dtype, names):
+    everything, optimizer, store = step(make, distribution, zero, dtype, names)
+    names = [*names, *(v.name for v in optimizer.variables)]
     names = [f"{i} {name}" for i, name in enumerate(names)]
     return {
         "values": dict(zip(names, map(_array, everything))),
@@ -146,9 +151,9 @@ def _array(x):
 
 def write_steps(path):
     found = {}
-    for (name, dtype), (make, names) in OPTIMIZERS.items():
+    for (name, dtype), (make, names, variables) in OPTIMIZERS.items():
         for way in ("single", *names):
-            parts = results(make, *ways()[way], dtype)
+            parts = results(make, *ways()[way], dtype, variables)
             for part, arrays in parts.items():
                 found[f"{name}, {dtype}, {way}, {part}"] = arrays
     write(path, found)
