@@ -131,7 +131,8 @@ def test_pitfall_23_each_sub_layer_is_evaluated_twice_in_the_program(block):
 
     def total(x):
         params = [v.value for v in model.trainable_variables]
-        return (model.stateless_call(params, [], x)[0] ** 2).sum()
+        state = [v.value for v in model.non_trainable_variables]
+        return (model.stateless_call(params, state, x)[0] ** 2).sum()
 
     text = jax.jit(jax.grad(total)).lower(batch(2, 8)).as_text()
     # Nobody needs what the last evaluation would reconstruct, the input of
