@@ -1,5 +1,10 @@
 import functools
 import gc
+import os
+
+# TensorFlow reads it when it is imported. Without oneDNN, which is off by
+# default on CPUs without AVX-512, it has no convolution with channels first.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
 import pytest

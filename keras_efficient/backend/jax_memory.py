@@ -89,7 +89,7 @@ def _products(equation):
     return math.prod(sizes[-1]) * each
 
 
-def peak_bytes(fn, params, inputs, release=True):
+def peak_bytes(fn, params, inputs, release=False):
     """Count the bytes of a compiled step that overwrites the parameters.
 
     With the update in the same program, XLA need not hold all gradients at

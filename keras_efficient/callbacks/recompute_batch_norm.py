@@ -1,10 +1,11 @@
 import contextlib
-import functools
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.replacement import Replacement
+from keras_efficient.backend.replacement import find
 from keras_efficient.callbacks.average_weights import assign_all
 from keras_efficient.callbacks.average_weights import host_copies
 from keras_efficient.constraints.layers_inside import layers_inside
@@ -88,19 +89,12 @@ def norms_with_statistics(model):
         for layer in layers_inside(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable
-        and not _is_held(layer)
+        and find(layer, "call", HeldStatistics) is None
     ]
 
 
-def _is_held(layer):
-    """Whether its `call` is replaced by one with fixed statistics."""
-    found = vars(layer).get("call")
-    while found is not None:
-        owner = getattr(getattr(found, "run", None), "__self__", None)
-        if getattr(owner, "holds_statistics", False):
-            return True
-        found = getattr(found, "hidden", None)
-    return False
+class HeldStatistics:
+    """Stands for `call` of a normalization, with statistics that stay."""
 
 
 class _Sums:
@@ -141,22 +135,17 @@ class _Sums:
 @contextlib.contextmanager
 def _observed(layer, sums):
     """Within, each call of a layer adds its input to the sums."""
-    hidden = vars(layer).get("call")
-    call = layer.call
 
-    @functools.wraps(call)
-    def observe(inputs, training=None, mask=None):
+    def observe(call, inputs, training=None, mask=None):
         if training:  # a layer around it may say otherwise
             sums.add(inputs, mask)
         return call(inputs, training=training, mask=mask)
 
-    vars(layer)["call"] = observe
+    replacement = Replacement(layer, "call", observe)
     try:
         yield
     finally:
-        del vars(layer)["call"]
-        if hidden is not None:
-            vars(layer)["call"] = hidden
+        replacement.remove()
 
 
 def _batches(dataset, batch_size):

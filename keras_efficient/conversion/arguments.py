@@ -36,6 +36,14 @@ def in_words(size):
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} KB"
 
 
+def check_model(model):
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a `keras.Model`. "
+            f"Received: {model} (of type {type(model)})"
+        )
+
+
 def batch_size(inputs):
     return int(keras.tree.flatten(inputs)[0].shape[0])
 

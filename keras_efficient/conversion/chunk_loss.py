@@ -2,6 +2,7 @@ import contextlib
 
 import keras
 
+from keras_efficient.conversion.arguments import check_model
 from keras_efficient.models import vocabulary_head
 from keras_efficient.models.chunked_training import ChunkedTraining
 from keras_efficient.models.chunked_training import why_not_a_loss
@@ -72,11 +73,7 @@ def chunk_loss(model, chunk_size="auto", head=None):
     Reference:
         - [Wijmans et al., 2024](https://arxiv.org/abs/2411.09009)
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
+    check_model(model)
     before = ChunkedTraining.of(model)
     if chunk_size is None:
         if before:

@@ -9,13 +9,12 @@ from keras_efficient.conversion.least_work import Cost
 from keras_efficient.conversion.least_work import least_peak
 from keras_efficient.conversion.least_work import least_work
 from keras_efficient.conversion.least_work import peak_of
-from keras_efficient.conversion.release_gradients import is_released
 from keras_efficient.conversion.segments import as_it_is
 from keras_efficient.conversion.segments import recomputed
 from keras_efficient.conversion.step_bytes import as_function
-from keras_efficient.conversion.step_bytes import as_step
 from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.conversion.step_bytes import fixed_bytes
+from keras_efficient.conversion.step_bytes import peak_of_passes
 from keras_efficient.conversion.step_bytes import peak_of_step
 
 # A byte that is written and read again takes the time of so many
@@ -99,8 +98,7 @@ def measure_segments(model, inputs):
             return [], None  # it is what the model does
         segments, costs = _costs(model, segments, inputs)
         _let(segments, recomputed)
-        step, release = as_step(model, inputs), is_released(model)
-        return costs, backend.peak_bytes(*step, release)
+        return costs, peak_of_passes(model, inputs)
     finally:
         reinstall(model, before)
 

@@ -1,8 +1,11 @@
 import keras
 
+from keras_efficient.backend.replacement import Replacement
+from keras_efficient.backend.replacement import remove
+from keras_efficient.callbacks.recompute_batch_norm import HeldStatistics
+from keras_efficient.conversion.arguments import check_model
+from keras_efficient.conversion.install import forget_programs
 from keras_efficient.conversion.layer_tree import all_layers
-from keras_efficient.models.replacement import Replacement
-from keras_efficient.models.replacement import find
 
 
 def freeze_statistics(model, freeze=True):
@@ -46,11 +49,7 @@ def freeze_statistics(model, freeze=True):
     assert keras_efficient.utils.freeze_statistics(model) == 1
     ```
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
+    check_model(model)
     layers = [
         layer
         for layer in all_layers(model)
@@ -62,21 +61,15 @@ def freeze_statistics(model, freeze=True):
             "It has none."
         )
     for layer in layers:
-        before = find(layer, "call", _Held)
-        if before:
-            before.remove()
+        remove(layer, "call", _Held)
         if freeze:
             Replacement(layer, "call", _Held().call)
-    model.train_function = None  # they were compiled for another model
-    model.test_function = None
-    model.predict_function = None
+    forget_programs(model)
     return len(layers)
 
 
-class _Held:
+class _Held(HeldStatistics):
     """What a normalization does instead."""
-
-    holds_statistics = True
 
     def call(self, hidden, inputs, training=None, mask=None):
         return hidden(inputs, training=False, mask=mask)

@@ -10,6 +10,13 @@ def restore_all(model):
     return [x for layer in all_layers(model) for x in restore(layer)]
 
 
+def forget_programs(model):
+    """Let `fit` and the like be compiled anew, for what a model now does."""
+    model.train_function = None
+    model.test_function = None
+    model.predict_function = None
+
+
 def install(model, chosen):
     """Put in what `choose_segments` has chosen.
 

@@ -5,9 +5,10 @@ from keras import ops
 
 from keras_efficient import backend
 from keras_efficient.autodiff.masks import mask_of
+from keras_efficient.backend.replacement import Replacement
+from keras_efficient.backend.replacement import find
+from keras_efficient.conversion.arguments import check_model
 from keras_efficient.models.chunked_training import ChunkedTraining
-from keras_efficient.models.replacement import Replacement
-from keras_efficient.models.replacement import find
 
 
 def micro_batches(model, n):
@@ -55,11 +56,7 @@ def micro_batches(model, n):
     model.compile("adam", "mse")
     ```
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
+    check_model(model)
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(
             f"`n` must be an integer, the number of parts. Received: n={n!r}"

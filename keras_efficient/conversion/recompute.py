@@ -1,9 +1,8 @@
 """A model that exists, made to recompute its activations in place."""
 
-import keras
-
 from keras_efficient.conversion.arguments import as_batch
 from keras_efficient.conversion.arguments import as_bytes
+from keras_efficient.conversion.arguments import check_model
 from keras_efficient.conversion.choose_segments import choose_segments
 from keras_efficient.conversion.fit_budget import fit_budget
 from keras_efficient.conversion.install import install
@@ -79,11 +78,7 @@ def recompute(model, segments="auto", inputs=None, budget=None):
     Reference:
         - [Chen et al., 2016](https://arxiv.org/abs/1604.06174)
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
+    check_model(model)
     if (inputs is None) != (budget is None):
         raise ValueError(
             "`inputs` and `budget` belong together: the budget is for a step "

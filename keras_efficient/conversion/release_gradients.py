@@ -1,11 +1,10 @@
 import contextlib
 
-import keras
-
 from keras_efficient import backend
+from keras_efficient.backend.replacement import Replacement
+from keras_efficient.backend.replacement import find
+from keras_efficient.conversion.arguments import check_model
 from keras_efficient.conversion.micro_batches import MicroBatches
-from keras_efficient.models.replacement import Replacement
-from keras_efficient.models.replacement import find
 
 # Their step of a variable knows nothing of other variables. (That of Nadam
 # does: it moves a product on in each call.)
@@ -61,11 +60,7 @@ def release_gradients(model, release=True):
     Reference:
         - [Lv et al., 2023](https://arxiv.org/abs/2306.09782)
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
+    check_model(model)
     before = find(model, "train_step", _Release)
     if before:
         before.remove()

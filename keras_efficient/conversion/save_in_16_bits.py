@@ -1,9 +1,10 @@
 import keras
 
 from keras_efficient import backend
+from keras_efficient.backend.replacement import Replacement
+from keras_efficient.backend.replacement import find
+from keras_efficient.conversion.arguments import check_model
 from keras_efficient.conversion.layer_tree import all_layers
-from keras_efficient.models.replacement import Replacement
-from keras_efficient.models.replacement import find
 
 _METHODS = ("save_own_variables", "load_own_variables")
 
@@ -42,11 +43,7 @@ def save_in_16_bits(model, save=True):
     model.save_weights("model.weights.h5")
     ```
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
+    check_model(model)
     for layer in all_layers(model) if backend.files else ():
         for name in _METHODS:
             before = find(layer, name, _SixteenBits)

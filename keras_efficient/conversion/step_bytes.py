@@ -201,8 +201,12 @@ def largest(variables):
     return max(variables, key=bytes_of)
 
 
+def peak_of_passes(model, inputs):
+    """Measure the most bytes of the forward and the backward pass."""
+    return backend.peak_bytes(*as_step(model, inputs), is_released(model))
+
+
 def peak_of_step(model, inputs, fixed):
     """Measure the bytes at the peak of a training step, all included."""
     held = fixed.parameters + fixed.optimizer_state + bytes_of(inputs)
-    passes = backend.peak_bytes(*as_step(model, inputs), is_released(model))
-    return held + max(passes, fixed.update)
+    return held + max(peak_of_passes(model, inputs), fixed.update)

@@ -3,12 +3,16 @@ import collections
 import keras
 
 from keras_efficient.autodiff.graph_calls import record_calls
+from keras_efficient.backend.replacement import Replacement
+from keras_efficient.backend.replacement import find
+from keras_efficient.backend.replacement import remove
+from keras_efficient.callbacks.recompute_batch_norm import HeldStatistics
+from keras_efficient.conversion.arguments import check_model
+from keras_efficient.conversion.install import forget_programs
 from keras_efficient.conversion.layer_tree import all_layers
 from keras_efficient.conversion.layer_tree import graph_of
 from keras_efficient.layers.convolutional.tuned_conv import check_pair
 from keras_efficient.layers.convolutional.tuned_conv import tuned_conv
-from keras_efficient.models.replacement import Replacement
-from keras_efficient.models.replacement import find
 
 
 def to_tune_mode(model, tune=True):
@@ -65,16 +69,12 @@ def to_tune_mode(model, tune=True):
     pairs = convolution_pairs(model)
     for conv, bn in pairs:
         for layer in (conv, bn):
-            before = find(layer, "call", _Pair)
-            if before:
-                before.remove()
+            remove(layer, "call", _Pair)
         if tune:
             pair = _Pair(conv, bn)
             Replacement(conv, "call", pair.convolve)
             Replacement(bn, "call", pair.pass_on)
-    model.train_function = None  # they were compiled for another model
-    model.test_function = None
-    model.predict_function = None
+    forget_programs(model)
     return len(pairs)
 
 
@@ -83,10 +83,8 @@ def is_tuned(bn):
     return find(bn, "call", _Pair) is not None
 
 
-class _Pair:
+class _Pair(HeldStatistics):
     """What a convolution and its normalization do instead."""
-
-    holds_statistics = True
 
     def __init__(self, conv, bn):
         self.conv = conv
@@ -107,11 +105,7 @@ def convolution_pairs(model):
         TypeError: `model` is not a `keras.Model`.
         ValueError: there is no pair.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a `keras.Model`. "
-            f"Received: {model} (of type {type(model)})"
-        )
+    check_model(model)
     graphs = map(graph_of, all_layers(model))
     recorded = [record_calls(graph) for graph in graphs if graph is not None]
     times = collections.Counter(

@@ -9,10 +9,10 @@ from keras_efficient import backend
 from keras_efficient.autodiff.masks import mask_of
 from keras_efficient.autodiff.masks import with_mask
 from keras_efficient.autodiff.record import is_recorded
+from keras_efficient.backend.replacement import Replacement
+from keras_efficient.backend.replacement import find
 from keras_efficient.models import vocabulary_head
 from keras_efficient.models.chunked_metrics import ChunkedMetrics
-from keras_efficient.models.replacement import Replacement
-from keras_efficient.models.replacement import find
 from keras_efficient.ops.linear_cross_entropy import check_labels
 from keras_efficient.ops.vocabulary_chunks import Loss
 from keras_efficient.ops.vocabulary_chunks import weighted_loss

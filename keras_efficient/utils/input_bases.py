@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.backend.arguments import check_numbers
+from keras_efficient.backend.replacement import Replacement
 from keras_efficient.conversion.layer_tree import all_layers
 
 LAYERS = (keras.layers.Dense, keras.layers.Conv2D)
@@ -75,17 +76,16 @@ def _grams(model, layers, x, batch_size):
     """Return X^T X of the inputs X of each layer."""
     grams = [0.0] * len(layers)
 
-    def record(i, layer, call, inputs, *args, **kwargs):
+    def record(i, layer, hidden, inputs, *args, **kwargs):
         rows = ops.convert_to_numpy(_rows(layer, inputs)).astype("float64")
         grams[i] = grams[i] + rows.T @ rows
-        return call(inputs, *args, **kwargs)
+        return hidden(inputs, *args, **kwargs)
 
-    hidden = [vars(layer).get("call") for layer in layers]
+    replacements = [
+        Replacement(layer, "call", functools.partial(record, i, layer))
+        for i, layer in enumerate(layers)
+    ]
     try:
-        for i, layer in enumerate(layers):
-            layer.__dict__["call"] = functools.partial(
-                record, i, layer, layer.call
-            )
         size = len(keras.tree.flatten(x)[0])
         for start in range(0, size, batch_size):
             batch = keras.tree.map_structure(
@@ -94,10 +94,8 @@ def _grams(model, layers, x, batch_size):
             )
             model(batch, training=False)
     finally:
-        for layer, call in zip(layers, hidden):
-            layer.__dict__.pop("call", None)
-            if call is not None:  # as of a model that is recomputed
-                layer.__dict__["call"] = call
+        for replacement in replacements:
+            replacement.remove()
     return grams
 
 

@@ -1,8 +1,10 @@
 import contextlib
+import functools
 
 import keras
 
 from keras_efficient import backend
+from keras_efficient.backend.replacement import Replacement
 from keras_efficient.conversion.step_bytes import as_function
 from keras_efficient.layers import ReversibleLayer
 
@@ -78,21 +80,16 @@ def activations_of(model, rows, inputs):
 def _labelled(layers):
     """Give what a layer computes to its number."""
 
-    def labelled(number, call):
-        def fn(*args, **kwargs):
-            with backend.label(str(number)):
-                return call(*args, **kwargs)
+    def labelled(number, hidden, *args, **kwargs):
+        with backend.label(str(number)):
+            return hidden(*args, **kwargs)
 
-        return fn
-
-    before = [vars(layer).get("call") for layer in layers]
-    for number, layer in enumerate(layers):
-        # Not by `setattr`, which would track it.
-        vars(layer)["call"] = labelled(number, layer.call)
+    replacements = [
+        Replacement(layer, "call", functools.partial(labelled, number))
+        for number, layer in enumerate(layers)
+    ]
     try:
         yield
     finally:
-        for layer, call in zip(layers, before):
-            del vars(layer)["call"]
-            if call is not None:  # that of `recompute`
-                vars(layer)["call"] = call
+        for replacement in replacements:
+            replacement.remove()

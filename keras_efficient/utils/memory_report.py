@@ -3,11 +3,14 @@ import sys
 
 import keras
 import numpy as np
+from keras import ops
 from rich.console import Console
 
+from keras_efficient import backend
 from keras_efficient.conversion.arguments import as_batch
 from keras_efficient.conversion.arguments import as_bytes
 from keras_efficient.conversion.arguments import batch_size
+from keras_efficient.conversion.step_bytes import as_function
 from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils.layer_memory import activations_of
 from keras_efficient.utils.layer_memory import plain_runs
@@ -106,16 +109,17 @@ def _measured(model, inputs, optimizer, budget, advance):
     kept = sum(activations.values())
     step = measure_step(model, inputs, optimizer, advance)
     advance("The peak of another batch")
-    line = measure_line(model, inputs, step, is_needed=budget is not None)
+    is_needed = budget is not None
+    line = measure_line(model, inputs, is_needed, step)
     fixed = step.fixed
     ways = {"as it is": (fixed["as it is"], kept, line)}
     advance("Reversible layers")
     with _switched_to_reversible(model) as is_switched:
         if is_switched:
             saved = sum(activations_of(model, rows, inputs).values())
-            shorter = measure_line(model, inputs)
+            shorter = measure_line(model, inputs, is_needed)
             ways["reversible"] = fixed["as it is"], saved, shorter
-    difference = _made_reversible(model, inputs)
+    difference = _made_reversible(model, inputs, is_needed)
     if difference is not None:
         saved, fixed_part, an_example = difference
         shorter = Line(line.fixed + fixed_part, line.an_example + an_example)
@@ -155,7 +159,7 @@ def _switched_to_reversible(model):
             layer.reversible = False
 
 
-def _made_reversible(model, inputs):
+def _made_reversible(model, inputs, is_needed):
     """Return what `to_reversible` adds to activations, and to the `Line`.
 
     That of the backbone alone; `None` without one of KerasHub that it takes.
@@ -173,12 +177,23 @@ def _made_reversible(model, inputs):
         np.array(
             [
                 sum(activations_of(x, rows_of(x), inputs).values()),
-                *measure_line(x, inputs),
+                *measure_line(x, inputs, is_needed, measure=_peak_of_sum),
             ]
         )
         for x in (backbone, converted)
     )
     return after - before
+
+
+def _peak_of_sum(model, inputs):
+    """Measure the passes of what others go on from: its outputs do not stay."""
+    fn, params = as_function(model)
+
+    def total(params, inputs):
+        outputs, losses = fn(params, inputs)
+        return sum(ops.sum(x) for x in keras.tree.flatten(outputs)), losses
+
+    return backend.peak_bytes(total, params, inputs)
 
 
 def _layers(model, rows, activations, states):

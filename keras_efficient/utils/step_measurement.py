@@ -40,9 +40,12 @@ def measure_step(
     check_built(model)
     advance("The peak of a step")
     released = is_released(model)
-    gradient = backend.peak_bytes(*as_step(model, inputs), released)
+    fn, params, batch = as_step(model, inputs)
+    gradient = backend.peak_bytes(fn, params, batch, released)
     advance("Logits")
-    scores = _scores(model, inputs, gradient)
+    scores = None
+    if batch is not inputs:  # with labels
+        scores = _scores(model, batch, gradient, released)
     costs, recomputed = [], None
     if "recompute" in allow:
         advance("Segments")
@@ -101,18 +104,14 @@ def _logits(model, inputs):
     )
 
 
-def _scores(model, inputs, gradient):
-    """Bytes that logits and their loss add; `None` without such a loss."""
-    *_, batch = as_step(model, inputs)
-    if batch is inputs:
-        return None
+def _scores(model, batch, gradient, released):
+    """Bytes that logits and their loss add, or `None`."""
+    inputs, _ = batch
     fn, params = as_function(
-        model,
-        functools.partial(hidden_states, model, batch),
-        loss=lambda inputs, labels, outputs: outputs,
+        model, functools.partial(hidden_states, model, batch)
     )
     try:
-        peak = backend.peak_bytes(fn, params, batch, is_released(model))
+        peak = backend.peak_bytes(fn, params, inputs, released)
     except ValueError:
         return None  # it does not end in a layer that makes logits
     return max(gradient - peak, 0)

@@ -7,11 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_efficient import backend
 from keras_efficient.conversion.arguments import batch_size
-from keras_efficient.conversion.release_gradients import is_released
-from keras_efficient.conversion.step_bytes import as_step
 from keras_efficient.conversion.step_bytes import bytes_of
+from keras_efficient.conversion.step_bytes import peak_of_passes
 from keras_efficient.utils.memory_usage import MemoryUsage
 
 
@@ -25,29 +23,24 @@ class Line(NamedTuple):
         return round(self.fixed + self.an_example * batch_size)
 
 
-def measure_line(model, inputs, step=None, is_needed=True):
+def measure_line(model, inputs, is_needed, step=None, measure=peak_of_passes):
     """Measure the peak of the gradient at two batch sizes.
 
     Args:
         model: Keras model.
         inputs: Nested structure of tensors.
-        step: `MeasuredStep` of these inputs, or `None`.
         is_needed: Boolean. Without, the second size is not measured: the
             gradients are taken for what does not grow.
+        step: `MeasuredStep` of these inputs, or `None`.
+        measure: Function of a model and inputs that returns the peak.
     """
-    released = is_released(model)
     size = batch_size(inputs)
-    if step is None:
-        peak = backend.peak_bytes(*as_step(model, inputs), released)
-    else:
-        peak = step.gradient
+    peak = measure(model, inputs) if step is None else step.gradient
     if not is_needed:
         fixed = min(bytes_of(model.trainable_variables), peak)
         return Line(fixed, (peak - fixed) / size)
     other = size // 2 if size > 1 else 2
-    step = as_step(model, of_size(inputs, other))
-    peak_of_other = backend.peak_bytes(*step, released)
-    slope = (peak - peak_of_other) / (size - other)
+    slope = (peak - measure(model, of_size(inputs, other))) / (size - other)
     return Line(peak - slope * size, slope)
 
 

@@ -6,6 +6,7 @@ first one writes `found.json`.
 
 import contextlib
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -307,19 +308,18 @@ def check_statistics(model, parallel, batches, rank, found):
     found["averaged apart"] = apart(model.non_trainable_variables)
 
 
-class Parallel(keras.Model):
-    """Train a network by way of `DistributedDataParallel`, with `fit`."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-        # Not by `setattr`, which would track its parameters once more.
-        self.__dict__["parallel"] = DistributedDataParallel(network)
-
-    def call(self, x, training=None):
-        return (self.parallel if training else self.network)(
-            x, training=training
-        )
+def parallel_of_the_guide():
+    """The model that `fit` takes, as the guide writes it."""
+    guide = Path(__file__).parents[2] / "guides" / "several_devices.py"
+    (block,) = re.findall(
+        r"```python\n(class Parallel.*?)```", guide.read_text(), re.DOTALL
+    )
+    names = {
+        "keras": keras,
+        "DistributedDataParallel": DistributedDataParallel,
+    }
+    exec(block, names)
+    return names["Parallel"]
 
 
 def check_fit(rank, found):
@@ -335,11 +335,12 @@ def check_fit(rank, found):
             [keras.Input((64,)), layers.ReversibleSequence([coupling]), last]
         )
 
+    parallel = parallel_of_the_guide()
     for name, make in (
         ("SGD", lambda: keras.optimizers.SGD(0.1)),
         ("Adam8bit", lambda: optimizers.Adam8bit(1e-3, min_size=0)),
     ):
-        model, one, alone = Parallel(network()), network(), network()
+        model, one, alone = parallel(network()), network(), network()
         for each, part, size in (
             (model, slice(rank, None, 2), 8),
             (alone, slice(rank, None, 2), 8),

@@ -102,4 +102,12 @@ HEADS = {
         more=(H,),
         in_run=False,
     ),
+    # At rates of zero; tests/models/self_tuning_test.py has others.
+    "SelfTuningDropout": Own(
+        lambda: layers.SelfTuningDropout(1),
+        X,
+        lambda w, x, training: x,
+        more=(H - 100,),
+        in_run=False,
+    ),
 }

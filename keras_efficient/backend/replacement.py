@@ -57,3 +57,10 @@ def find(owner, name, kind):
             return found
         found = getattr(found, "hidden", None)
     return None
+
+
+def remove(owner, name, kind):
+    """Remove the `Replacement` that `find` finds, if any."""
+    found = find(owner, name, kind)
+    if found is not None:
+        found.remove()
