@@ -28,6 +28,10 @@ class Adam8bit(Optimizer8bit):
     flattened parameter. Tensors of fewer than `min_size` elements keep plain
     Adam in float32.
 
+    Gradients of embeddings that hold a few rows, as TensorFlow has them, are
+    made dense, as in Keras' Adam: rows that are not among them go on by their
+    momentum, nine tenths of all that a rare word moves, and decay.
+
     Under `keras.distribution` on JAX, codes, scales and float32 moments are
     divided as their parameter is, and each device steps on what it has, by its
     kernels, to the same bits as one device. Where shards do not hold whole

@@ -1,11 +1,16 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_efficient.backend.arguments import check_integers
 from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.ops.adam_step import adam_step
+from keras_efficient.ops.joined_blocks import JoinedBlocks
+from keras_efficient.ops.joined_blocks import at_indices
+from keras_efficient.ops.joined_blocks import concatenate
+from keras_efficient.ops.joined_blocks import cut
 from keras_efficient.ops.newton_schulz import newton_schulz
 from keras_efficient.ops.uniform_noise import uniform_noise
 from keras_efficient.optimizers.compressed_optimizer import CompressedOptimizer
@@ -44,8 +49,7 @@ class SelectedAdam(CompressedOptimizer):
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable
             without arguments. Defaults to `0.0005`.
         density: Float in (0, 1], the part that is trained. Defaults to `0.1`.
-        select: `"smallest"`, `"largest"` or `"random"`. Defaults to
-            `"smallest"`.
+        select: `"smallest"`, the default, `"largest"` or `"random"`.
         reselect_at: Integer, the step at which those that are no longer among
             the k smallest (or largest) of their block are frozen, too. The
             paper does it after half of the steps. Takes `density` bytes a
@@ -66,8 +70,7 @@ class SelectedAdam(CompressedOptimizer):
         weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
             variables of 16 bits are rounded after a step. Defaults to
             `"compensated"`.
-        min_size: Integer. Smaller tensors are trained as a whole. Defaults to
-            `4096`.
+        min_size: Integer. Smaller ones are trained whole. Defaults to `4096`.
         name: String. Defaults to `None`: `"selected_adam"`, and so on.
         **kwargs: As those of `keras_efficient.optimizers.Adam8bit`.
             `weight_decay` is for what is trained, norms to clip by, too.
@@ -136,17 +139,13 @@ class SelectedAdam(CompressedOptimizer):
                 )
 
     @property
-    def _place_dtype(self):
-        return "uint8" if self.block_size <= 256 else "int16"
-
-    @property
     def _k(self):
         return math.ceil(self.density * self.block_size)
 
     def _add_compressed_state(self, variable):
         blocks = math.ceil(math.prod(variable.shape) / self.block_size)
         shape = blocks, self._k
-        places = self._place_dtype
+        places = "uint8" if self.block_size <= 256 else "int16"
         slots = [
             self._add(variable, name, shape, dtype)
             for name, dtype in (
@@ -165,109 +164,111 @@ class SelectedAdam(CompressedOptimizer):
             self.build(list(trainable_variables))
         variables = trainable_variables or self._trainable_variables
         self._check_variables_are_known(variables)
-        is_clipped = self.clipnorm or self.global_clipnorm
-        masked = []
-        for gradient, variable in zip(grads, variables, strict=True):
-            index = self._get_variable_index(variable)
-            if gradient is not None and self._is_compressed[index]:
-                slots = self._states[index]
-                self._select(index, variable, slots)
-                if is_clipped:
-                    # Slices of TensorFlow become a tensor by this.
-                    gradient = ops.reshape(dense(gradient), variable.shape)
-                    gradient = self._masked(gradient, slots)
-            masked.append(gradient)
-        super().apply(masked, trainable_variables)
-
-    def _select(self, index, variable, slots):
-        """Choose the places, at the steps at which that is done."""
-        old = [ops.convert_to_tensor(slots[i]) for i in (0, -1)]
-        places, is_trained = ops.cond(
-            self.iterations == 0,
-            lambda: self._first(index, variable, old),
-            lambda: tuple(old),
-        )
+        indices = [self._get_variable_index(v) for v in variables]
+        rows = [*zip(indices, grads, strict=True)]
+        compressed = [
+            i for i, g in rows if g is not None and self._is_compressed[i]
+        ]
+        self._select(0, compressed, self._first)
         if self.reselect_at:
-            is_trained = ops.cond(
-                self.iterations == self.reselect_at,
-                lambda: self._still_trained(index, variable, old),
-                lambda: is_trained,
-            )
-            self.assign(slots[3], is_trained)
-        self.assign(slots[0], places)
+            self._select(self.reselect_at, compressed, self._still_trained)
+        if self.clipnorm or self.global_clipnorm:
+            grads = [
+                self._masked(i, g) if i in compressed else g for i, g in rows
+            ]
+        super().apply(grads, trainable_variables)
 
-    def _first(self, index, variable, old):
-        _, places = ops.top_k(self._scores(index, variable), self._k)
-        return ops.cast(places, self._place_dtype), ops.ones_like(old[1])
+    def _select(self, step, indices, choose):
+        """Give variables new places, or new flags, at one step."""
+        slots = [self._states[i][::3] for i in indices]  # places, flags
+        old = [[ops.convert_to_tensor(x) for x in row] for row in slots]
+        new = ops.cond(
+            self.iterations == step,
+            lambda: [choose(i, *row) for i, row in zip(indices, old)],
+            lambda: old,
+        )
+        for row in zip(slots, old, new):
+            for slot, x, y in zip(*row):
+                if y is not x:  # on PyTorch it is, at all other steps
+                    self.assign(slot, y)
 
-    def _still_trained(self, index, variable, old):
-        scores = self._scores(index, variable)
+    def _first(self, index, places, *is_trained):
+        _, found = ops.top_k(self._scores(index), self._k)
+        found = ops.cast(found, places.dtype)
+        return [found, *map(ops.ones_like, is_trained)]
+
+    def _still_trained(self, index, places, is_trained):
+        scores = self._scores(index)
         border = ops.top_k(scores, self._k)[0][:, -1:]
-        found = ops.take_along_axis(scores, ops.cast(old[0], "int32"), 1)
-        return old[1] * ops.cast(found >= border, "uint8")
+        found = ops.take_along_axis(scores, ops.cast(places, "int32"), 1)
+        return [places, is_trained * ops.cast(found >= border, "uint8")]
 
-    def _scores(self, index, variable):
+    def _scores(self, index):
         """Return numbers of which the largest are selected, in blocks."""
-        x = ops.convert_to_tensor(variable)
+        x = ops.convert_to_tensor(self._trainable_variables[index])
+        blocks = JoinedBlocks([x.shape], self.block_size)
         if self.select == "random":
             x = uniform_noise(tuple(x.shape), 0, index)
-        x = ops.abs(ops.cast(x, "float32"))
-        if self.select == "smallest":
-            x = -x
-        return self._blocks(x, -math.inf)
+        x = ops.abs(blocks.join([ops.cast(x, "float32")]))
+        x = -x if self.select == "smallest" else x
+        is_filling = np.arange(self.block_size) >= blocks.counts()
+        return ops.where(is_filling, -math.inf, x)
 
-    def _blocks(self, x, fill=0.0):
-        size = math.prod(x.shape)
-        x = ops.reshape(x, (size,))
-        pads = -size % self.block_size
-        x = ops.pad(x, [(0, pads)], constant_values=fill)
-        return ops.reshape(x, (-1, self.block_size))
-
-    def _read(self, x, places):
-        """Return what stands at places of blocks, in float32."""
-        x = self._blocks(ops.cast(x, "float32"))
-        return ops.take_along_axis(x, ops.cast(places, "int32"), 1)
-
-    def _spread(self, values, places, shape):
-        """Return a tensor of zeros but for the values at places."""
-        blocks = ops.shape(places)[0]
-        starts = self.block_size * ops.arange(blocks, dtype="int32")
-        indices = ops.reshape(
-            starts[:, None] + ops.cast(places, "int32"), (-1,)
-        )
-        x = ops.scatter_update(
-            ops.zeros((blocks * self.block_size,), "float32"),
-            indices[:, None],
-            ops.reshape(values, (-1,)),
-        )
-        return ops.reshape(x[: math.prod(shape)], shape)
-
-    def _masked(self, gradient, slots):
-        shape = tuple(gradient.shape)
-        places = ops.convert_to_tensor(slots[0])
-        values = self._read(gradient, places)
-        if self.reselect_at:
-            values = values * ops.cast(slots[3], "float32")
-        return ops.cast(self._spread(values, places, shape), gradient.dtype)
+    def _masked(self, index, gradient):
+        shape = tuple(self._trainable_variables[index].shape)
+        # Slices of TensorFlow become a tensor by this.
+        gradient = ops.reshape(dense(gradient), shape)
+        blocks = JoinedBlocks([shape], self.block_size)
+        places, _, _, *is_trained = self._states[index]
+        values = _read(blocks, [gradient], places)
+        for x in is_trained:
+            values = values * ops.cast(x, "float32")
+        (masked,) = _spread(blocks, values, places)
+        return ops.cast(masked, gradient.dtype)
 
     def _step_compressed(self, gradient, state, index, places=None):
         variable = self._trainable_variables[index]
-        shape = tuple(variable.shape)
-        places, m, v, *is_trained = state  # not a shard
-        g = self._read(gradient, places)
-        w = self._read(ops.convert_to_tensor(variable), places)
-        if self.rank_penalty and len(shape) == 2:
-            chosen = self._spread(w, places, shape)
-            chosen = newton_schulz(chosen, *POLAR)
-            g = g + self.rank_penalty * self._read(chosen, places)
+        (results,) = self._step_blocks([variable], [gradient], [state])
+        return results
+
+    def _step_batch(self, rows, learning_rate):
+        _, variables, _, gradients, states = zip(*rows)
+        results = self._step_blocks(variables, gradients, states)
+        for variable, old, (update, *new) in zip(variables, states, results):
+            for x, y in zip(old[1:3], new[1:3]):  # the moments, on PyTorch
+                x.copy_(y)
+            self._move(variable, update, learning_rate)
+
+    def _step_blocks(self, variables, gradients, states):
+        """Return what `_step_compressed` does, of several variables.
+
+        Blocks know nothing of the tensor they are in.
+        """
+        blocks = JoinedBlocks([x.shape for x in variables], self.block_size)
+        places, m, v, *is_trained = map(concatenate, zip(*states))
+        g = _read(blocks, gradients, places)
+        w = _read(blocks, map(ops.stop_gradient, variables), places)
+        if self.rank_penalty:
+            g = g + self.rank_penalty * self._polar(blocks, w, places)
         update, new_m, new_v = adam_step(g, m, v, **self._options())
-        update = update + super()._decay_of(variable) * w
+        decays = [super(SelectedAdam, self)._decay_of(x) for x in variables]
+        decays = np.repeat(decays, blocks.blocks)[:, None]
+        update = update + w * ops.convert_to_tensor(decays, "float32")
         if is_trained:
             go = is_trained[0] > 0
             update = ops.where(go, update, ops.zeros_like(update))
             new_m, new_v = ops.where(go, new_m, m), ops.where(go, new_v, v)
-        update = self._spread(update, places, shape)
-        return update, places, new_m, new_v, *is_trained
+        state = places, new_m, new_v, *is_trained
+        state = [cut(x, blocks.blocks) for x in state]
+        return zip(_spread(blocks, update, places), *state)
+
+    def _polar(self, blocks, w, places):
+        """Return the gradient of the nuclear norms, at places of blocks."""
+        polar = [
+            newton_schulz(x, *POLAR) if len(x.shape) == 2 else 0.0 * x
+            for x in _spread(blocks, w, places)
+        ]
+        return _read(blocks, polar, places)
 
     # What is selected decays in its step.
 
@@ -285,3 +286,14 @@ class SelectedAdam(CompressedOptimizer):
         names += ("block_size", "beta_1", "beta_2", "epsilon", "min_size")
         config = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **config}
+
+
+def _read(blocks, tensors, places):
+    """Return what stands at places of blocks, in float32."""
+    x = blocks.join([ops.cast(x, "float32") for x in tensors])
+    return ops.take_along_axis(x, ops.cast(places, "int32"), 1)
+
+
+def _spread(blocks, values, places):
+    """Return tensors of zeros but for the values at places of blocks."""
+    return blocks.split(at_indices(places, values, blocks.block_size))

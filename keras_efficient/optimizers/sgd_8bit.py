@@ -9,8 +9,8 @@ from keras_efficient.optimizers.optimizer_8bit import Optimizer8bit
 class SGD8bit(Optimizer8bit):
     """Train with SGD and a momentum of 1.1 bytes a parameter instead of 4.
 
-    The momentum takes one byte an entry and two for every 32. Layout, range
-    and non-finite gradients are those of
+    The momentum takes one byte an entry and two for every 32. Layout, range,
+    gradients that are sparse or not finite are those of
     `keras_efficient.optimizers.Adam8bit`; see
     `keras_efficient.ops.sgd_8bit_step` for the equations.
 

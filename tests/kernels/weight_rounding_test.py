@@ -22,9 +22,10 @@ def make_variables():
     """Weights of every size, and corrections of others."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=SHAPE) * 10.0 ** rng.integers(-9, 3, SHAPE)
-    weights.flat[:4] = 0.0, -0.0, np.nan, 3e38
+    weights.flat[:6] = 0.0, -0.0, np.nan, 3e38, np.inf, -np.inf
     weights = weights.astype(ml_dtypes.bfloat16).astype("float32")
     corrections = rng.integers(-128, 128, SHAPE).astype("int8")
+    corrections.flat[:6] = -100, -100, 100, 100, 100, -100
     return keras.Variable(weights, dtype="bfloat16"), corrections
 
 

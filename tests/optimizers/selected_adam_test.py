@@ -73,6 +73,26 @@ def test_all_selected_is_adam():
         check_close(after, adam_step_fn(gradients(step)), 1e-6)
 
 
+def test_several_tensors_step_as_each_by_itself():
+    """On PyTorch their blocks make one tensor; one of these does not decay."""
+    shapes = [(20, 5), (7, 9), (64,), (3, 4, 16)]
+    joined = [
+        keras.Variable(normal(*shape, seed=i)) for i, shape in enumerate(shapes)
+    ]
+    alone = [keras.Variable(x) for x in to_numpy(joined)]
+    steps = []
+    for group in (joined, *([x] for x in alone)):
+        optimizer = make(weight_decay=0.1, rank_penalty=0.1)
+        if group[0] is joined[0] or group[0] is alone[0]:
+            optimizer.exclude_from_weight_decay(group[:1])
+        steps.append(stepper(optimizer, group))
+    for step in range(3):
+        g = [normal(*s, seed=[i, step]) for i, s in enumerate(shapes)]
+        after = steps[0](g)
+        for x, y, step_fn in zip(after, g, steps[1:]):
+            check_close([x], step_fn([y]), 1e-6)
+
+
 def test_what_has_grown_is_frozen_when_it_is_selected_again():
     ours = variables()
     step_fn = stepper(make(reselect_at=3, density=0.25), ours)

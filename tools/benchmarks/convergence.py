@@ -11,7 +11,8 @@ cosine over the run. SinkGD runs with
 validation loss, mean over the tuning seeds, is run on the other seeds; the
 table shows mean and standard deviation over those. "at Adam's" is the
 validation loss at Adam's best rate, of the tuning seeds, for those who change
-the optimizer and nothing else.
+the optimizer and nothing else. Other settings of an optimizer run when they are
+asked for by name, `--optimizer MicroAdam:no-window`.
 
 `--weights bfloat16` compares weights of 16 bits instead, rounded in each way,
 with float32 ones in a model that computes in 16 bits, too: training loss at
@@ -41,13 +42,25 @@ OPTIMIZERS = (
     "LDAdam",
     "SinkGD",
 )
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+# What was chosen between, by the name of the class and of the choice.
+SETTINGS = {
+    "MicroAdam:no-window": {"density": 0.0},
+    "MicroAdam:paper": {
+        "alpha": 0.0,
+        "bias_correction": "full",
+        "rounding": "nearest",
+    },
+    "LDAdam:nearest": {"rounding": "nearest"},
+    "LDAdam:no-feedback": {"error_feedback": "off"},
+}
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 WEIGHT_RATES = (2e-5, 1e-3, 1e-2)
 WEIGHTS = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser):
-    comparison.add_arguments(parser, TASKS, OPTIMIZERS, tuning_seeds=1)
+    names = *OPTIMIZERS, *SETTINGS
+    comparison.add_arguments(parser, TASKS, names, tuning_seeds=1)
     help = "dtype of the weights; defaults to float32"
     parser.add_argument(
         "--weights", choices=WEIGHTS, default="float32", help=help

@@ -12,6 +12,7 @@ from keras import layers
 from keras import ops
 
 import keras_efficient
+from benchmarks.convergence import SETTINGS
 
 CONTEXT = 32  # characters
 OPTIONS = {
@@ -117,5 +118,7 @@ def build_text(width=64, depth=2, heads=4):
 
 def make_optimizer(name, **options):
     ours = keras_efficient.optimizers
-    module = ours if hasattr(ours, name) else keras.optimizers
-    return getattr(module, name)(**OPTIONS.get(name, {}), **options)
+    cls, _, _ = name.partition(":")
+    module = ours if hasattr(ours, cls) else keras.optimizers
+    options = {**OPTIONS.get(cls, {}), **SETTINGS.get(name, {}), **options}
+    return getattr(module, cls)(**options)

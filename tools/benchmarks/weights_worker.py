@@ -119,7 +119,7 @@ class Trial:
 
 
 def _make(name, rounding):
-    if not hasattr(keras_efficient.optimizers, name):
+    if not hasattr(keras_efficient.optimizers, name.partition(":")[0]):
         optimizer = make_optimizer(name)
         if rounding is None:
             return optimizer

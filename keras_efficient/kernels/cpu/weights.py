@@ -108,18 +108,20 @@ def _moved(weight, correction, update, rounding):
 @jit
 def _join(bits, correction):
     code = bits & np.int32(0x7FFF)
-    correction = correction if code < _INFINITY else _NONE
-    fine = max((code << 8) + correction, _NONE)
-    return from_bits((fine << 8) | ((bits & np.int32(0x8000)) << 16))
+    # None beside infinity, and none below 0 beside 0; in one comparison.
+    below = correction >> 31  # -1 or 0
+    is_right = np.uint32(code + below) < np.uint32(_INFINITY + below)
+    correction = correction if is_right else _NONE
+    return from_bits((bits << 16) + (correction << 8))
 
 
 @jit
 def _split(x):
     """Return the weight, and as the correction the last 8 of 24 bits."""
     bits = to_bits(x)
-    fine = (_size(bits) + np.int32(0x80)) >> 8
-    code = (fine + np.int32(0x80)) >> 8
-    correction = fine if code < _INFINITY else _NONE
+    size = _size(bits) + np.int32(0x80)
+    code = (size + np.int32(0x8000)) >> 16
+    correction = size >> 8 if code < _INFINITY else _NONE
     return _with_sign(code, bits), np.int8(correction)
 
 
