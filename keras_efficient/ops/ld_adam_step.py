@@ -56,7 +56,8 @@ def ld_adam_step(
     Deviations from the paper's Algorithm 1:
 
     - P starts at random, not from a singular value decomposition of the first
-      gradient, which all later steps would have to compile, too.
+      gradient, which all later steps would have to compile, too, and which
+      reached the same loss.
     - 1e-8 of the trace of `b b^T` is added to its diagonal. That changes no
       eigenvector, but keeps P where b is zero.
     - Rows of M' less than 1e-5 of the largest are left out of u. Where the
