@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.autodiff.attributes import Attributes
 from keras_efficient.autodiff.masks import mask_of
 from keras_efficient.autodiff.masks import with_mask
 from keras_efficient.backend import nested
@@ -48,6 +49,7 @@ class Call:
         self.masked = [i for i, m in enumerate(masks) if m is not None]
         self.tensors = tensors + [masks[i] for i in self.masked]
         self.others = [None if ops.is_tensor(x) else x for x in leaves]
+        self.attributes = Attributes(layer, kwargs.get("training"))
         self.results = None
 
     def __call__(self, tensors, scope):
@@ -58,12 +60,15 @@ class Call:
             scope: A `Record`.
 
         Returns:
-            List of tensors: outputs, their masks, losses that were added and
-            new values of variables. `split` tells them apart.
+            List of tensors: outputs, their masks, losses that were added,
+            what was left in attributes and new values of variables. `_Results`
+            tells them apart.
         """
         args, kwargs = self._arguments(tensors)
         with scope:
-            outputs = self.layer(*args, **kwargs)
+            outputs, left = self.attributes.run(
+                lambda: self.layer(*args, **kwargs)
+            )
             if self.standardize is not None:
                 outputs = self.standardize(outputs)
         leaves = nested.flatten(outputs)
@@ -71,9 +76,9 @@ class Call:
         masks = [mask_of(y) for y in tensors]
         found = [m for m in masks if m is not None]
         updates = [scope.state_mapping[key] for key in scope.written]
-        results = [*tensors, *found, *scope.losses, *updates]
+        results = [*tensors, *found, *scope.losses, *left, *updates]
         if self.results is None:
-            self.results = _Results(self.layer, outputs, masks, scope)
+            self.results = _Results(self.layer, outputs, masks, scope, left)
         elif len(results) != self.results.count:
             raise RuntimeError(_CHANGED.format(self.layer.name))
         return results
@@ -95,7 +100,7 @@ class Call:
 class _Results:
     """What the list of results of a `Call` consists of."""
 
-    def __init__(self, layer, outputs, masks, scope):
+    def __init__(self, layer, outputs, masks, scope, left):
         leaves = nested.flatten(outputs)
         for y in leaves:
             if ops.is_tensor(y):
@@ -108,7 +113,8 @@ class _Results:
         self.masked = [i for i, m in enumerate(masks) if m is not None]
         self.written = list(scope.written.values())
         self.losses = len(self.places) + len(self.masked)  # where they begin
-        self.updates = self.losses + len(scope.losses)
+        self.left = self.losses + len(scope.losses)
+        self.updates = self.left + len(left)
         self.count = self.updates + len(self.written)
 
     def outputs(self, results):

@@ -31,8 +31,8 @@ def scanned_run(
         place = loop.place_of(variable)
         for i, block in enumerate(blocks):
             block.variables[place].assign(values[i])
-    for (_, number, _), loss in zip(loop.tape.keys, losses):
-        loop.tape.entries[number].call.layer.add_loss(ops.sum(loss))
+    for add_loss, loss in zip(loop.tape.takers, losses):
+        add_loss(ops.sum(loss))
     return outputs
 
 
@@ -111,4 +111,13 @@ class _OneBlock(ReversibleRun):
         self.keeps_outputs = True  # the streams, whatever their dtype
 
     def forward(self, streams, tensors):
-        return self.forward_of(self.blocks[0], streams, self.share(tensors))
+        block = self.blocks[0]
+        outputs = self.forward_of(block, streams, self.share(tensors))
+        for entry in self.entries:
+            for _, name in entry.call.attributes.places:
+                raise ValueError(
+                    f"`scan=True` cannot hand out what block '{block.name}' "
+                    f"leaves in an attribute, `{name}`. Return it, hand a "
+                    "loss to `add_loss`, or use `scan=False`."
+                )
+        return outputs

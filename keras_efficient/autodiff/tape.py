@@ -41,18 +41,19 @@ class Tape:
         self.sources = []
         self.variables_of_sources = []  # `None` for what is no variable
         self._references = {}
-        self._losses = []
+        self._extras = []  # what leaves besides the outputs, and its keys
+        self.takers = []  # the functions that take it
 
     def run(self, arguments):
-        """Return the outputs, once losses are added and variables written."""
+        """Return the outputs, once all else that leaves has been taken."""
         self.arguments = nested.skeleton(arguments)
         results = backend.recomputed(self, nested.flatten(arguments))
         n, m = self.counts
         updates = results[n + m :] if self.scope.through else self.updates
         for variable, value in zip(self.scope.written.values(), updates):
             variable.assign(value)
-        for (_, number, _), loss in zip(self.keys, results[n : n + m]):
-            self.entries[number].call.layer.add_loss(loss)
+        for take, x in zip(self.takers, results[n : n + m]):
+            take(x)
         self.updates = None
         return nested.pack(self.outputs, results[:n])
 
@@ -63,8 +64,8 @@ class Tape:
         tensors but `kept` and `sources`.
 
         Returns:
-            List of tensors: outputs, losses, and if gradients flow through
-            them the new values of variables.
+            List of tensors: outputs, losses and what is left in attributes,
+            and if gradients flow through them the new values of variables.
         """
         for i, x in enumerate(tensors):
             self.refer(x, ("tensor", i), ("tensor", i))
@@ -73,13 +74,13 @@ class Tape:
         self.outputs = nested.skeleton(outputs)
         outputs = nested.flatten(outputs)
         self.specs = [(y.shape, y.dtype) for y in outputs]
-        losses = [loss for loss, _ in self._losses]
-        self.counts = len(outputs), len(losses)
+        extras = [x for x, _ in self._extras]
+        self.counts = len(outputs), len(extras)
         self.updates = [
             self.scope.state_mapping[key] for key in self.scope.written
         ]
-        self.keys = [key for _, key in self._losses]
-        results = [*outputs, *losses]
+        self.keys = [key for _, key in self._extras]
+        results = [*outputs, *extras]
         if self.scope.through:
             self.keys += [self._references[id(x)][2] for x in self.updates]
             results += self.updates
@@ -100,7 +101,7 @@ class Tape:
             self.slots.append(sorted(slots))
             self.steps.append(sorted(sources))
             self.used |= {i for kind, i in slots if kind == "tensor"}
-        self._references = self._losses = None
+        self._references = self._extras = None
         scope.forget()
 
     def _refer_variable(self, key, value, live):
@@ -126,6 +127,7 @@ class Tape:
             Its results.
         """
         captured = backend.Capture(call, call.tensors, Record())
+        call.attributes.let_go()
         entry = Entry(call, captured, len(self.entries), reconstructed)
         if not reconstructed:
             entry.kept = repeat_check.keep(call.layer, captured.results)
@@ -136,7 +138,9 @@ class Tape:
         found, results = call.results, captured.results
         for place in range(found.losses, found.updates):
             key = ("result", entry.number, place)
-            self._losses.append((results[place], key))
+            self._extras.append((results[place], key))
+        self.takers += [call.layer.add_loss] * (found.left - found.losses)
+        self.takers += call.attributes.takers()
         for place, variable in enumerate(found.written, found.updates):
             self.scope.add_update((variable, results[place]))
             value = self.scope.state_mapping[id(variable)]

@@ -34,7 +34,7 @@ def is_traced(x):
 
 def is_concrete(x):
     """Whether `x` has its values already."""
-    return tf.executing_eagerly()
+    return tf.executing_eagerly() and hasattr(x, "numpy")
 
 
 def as_tensor(value):

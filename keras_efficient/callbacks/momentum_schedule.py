@@ -1,6 +1,6 @@
 import keras
 
-from keras_efficient.constraints.layers_inside import layers_inside
+from keras_efficient.backend.layers_inside import layers_inside
 
 
 class MomentumSchedule(keras.callbacks.Callback):

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.layers_inside import layers_inside
 from keras_efficient.backend.replacement import Replacement
 from keras_efficient.backend.replacement import find
 from keras_efficient.callbacks.average_weights import assign_all
 from keras_efficient.callbacks.average_weights import host_copies
-from keras_efficient.constraints.layers_inside import layers_inside
 
 
 def recompute_batch_norm(model, dataset, steps=None, batch_size=32):

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.backend.arguments import check_numbers
-from keras_efficient.constraints.layers_inside import layers_inside
+from keras_efficient.backend.layers_inside import layers_inside
 from keras_efficient.ops.uniform_noise import hashes
 
 

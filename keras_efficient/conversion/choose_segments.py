@@ -25,7 +25,9 @@ def choose_segments(model, segments):
     Returns:
         List of tuples: the class, and its arguments but the last.
     """
-    if not model.built:
+    # (`build` of a subclass need not reach the layers inside.)
+    inside = all_layers(model)[1:]
+    if not model.built or not any(x.built and x.weights for x in inside):
         raise ValueError(
             f"Model '{model.name}' is not built, so that its layers are not "
             "known. Call it on a batch first."

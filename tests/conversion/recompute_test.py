@@ -436,6 +436,8 @@ def test_errors_say_what_to_do_and_leave_the_model_as_it_was():
     graph = residual()[0]
     small = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     a, b = model.blocks[:2]
+    built_alone = Subclassed()
+    built_alone.build((2, 3, 8))
     names = [x.name for x in graph.layers]
     with pytest.raises(TypeError, match="`inputs` must be a batch.*2.5"):
         recompute(model, inputs=2.5, budget=1)
@@ -444,6 +446,7 @@ def test_errors_say_what_to_do_and_leave_the_model_as_it_was():
         (TypeError, "a function of a layer", (model, 3)),
         (TypeError, "a function of a layer", (model, a)),
         (ValueError, "is not built.*on a batch", (Subclassed(),)),
+        (ValueError, "is not built.*on a batch", (built_alone,)),
         (ValueError, "Nothing to gain.*segments", (unknown_structure(),)),
         (ValueError, "Nothing to gain", (small,)),
         (ValueError, "has no layer 'nothing'.*among", (model, ["nothing"])),

@@ -277,6 +277,24 @@ AWKWARD = {
         in_run=None,
     ),
     "two inputs": Row(pair_of_inputs, call=calls.both, in_run=None),
+    "leaves a tensor": Row(
+        own.LeavesATensor,
+        call=calls.with_what_is_left,
+        in_run=calls.with_what_is_left,
+        refused={"scan": "cannot hand out"},
+        symbolic=False,
+    ),
+    "adds to an attribute": Row(
+        own.AddsToAnAttribute,
+        call=calls.with_the_sum,
+        in_run=None,
+        symbolic=False,
+    ),
+    "fills a list": Row(
+        own.FillsAList, refused=dict.fromkeys(MODES, "puts tensors into a list")
+    ),
+    # Elsewhere it is a tensor of the graph in which it was first computed.
+    "fills a cache": Row(own.FillsACache, only=("torch",)),
     # Of several outputs the first one is added to a stream.
     "several outputs": Row(own.Returns),
     "named tuple": Row(lambda: Own(lambda x: Pair(ops.sin(x), ops.cos(x)))),

@@ -226,6 +226,47 @@ class Conditioned(layers.Layer):
         return ops.tanh(x * context["scale"] + self.w)
 
 
+class LeavesATensor(layers.Layer):
+    """Has an output that is an attribute."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        self.left = ops.sin(x * self.w)
+        return ops.tanh(x * self.w)
+
+
+class AddsToAnAttribute(layers.Layer):
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        self.total = self.total + ops.mean(ops.square(x * self.w))
+        return ops.tanh(x * self.w)
+
+
+class FillsAList(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def call(self, x):
+        self.seen.append(ops.sin(x))
+        return ops.tanh(x)
+
+
+class FillsACache(layers.Layer):
+    """Computes something once, at its first call."""
+
+    table = None
+
+    def call(self, x):
+        if self.table is None:
+            self.table = ops.arange(x.shape[-1], dtype=x.dtype)
+        return ops.tanh(x * self.table)
+
+
 class Returns(layers.Layer):
     """Returns its input, a weight and a number that depends on neither."""
 

@@ -24,6 +24,7 @@ ENGINE = (
     "tensor around",
     "metric",
     "centers by a moving average",
+    "leaves a tensor",
     "adds losses",
     "generator around",
     "mask in a coupling",

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_efficient.backend.arguments import check_integers
 from keras_efficient.backend.arguments import check_numbers
-from keras_efficient.constraints.layers_inside import layers_inside
+from keras_efficient.backend.layers_inside import layers_inside
 from keras_efficient.layers.core.base_reparametrized import BaseReparametrized
 from keras_efficient.layers.core.base_reparametrized import kernel_of
 

@@ -2,6 +2,7 @@ import inspect
 
 import keras
 
+from keras_efficient.autodiff.attributes import without_attributes
 from keras_efficient.autodiff.capture import Call
 from keras_efficient.autodiff.capture import accepted
 from keras_efficient.autodiff.masks import mask_of
@@ -43,9 +44,11 @@ class Recompute(keras.layers.Layer):
 
     It reads and writes what the layer reads and writes: variables of other
     layers, such as tied weights, are trained, states are carried on, losses,
-    metrics and masks come out. What cannot be recomputed raises an error: an
-    output in which tensors cannot be found, a sparse or ragged tensor, an
-    input that is written into in place.
+    metrics and masks come out, and so do tensors that a call leaves in
+    attributes, such as an auxiliary loss. What cannot be recomputed raises an
+    error: an output in which tensors cannot be found, a sparse or ragged
+    tensor, an input that is written into in place, tensors that are put into
+    a list of the layer.
 
     Args:
         layer: A `keras.layers.Layer`, or a list of them to be run one after
@@ -140,7 +143,8 @@ class Recompute(keras.layers.Layer):
 
     def _build_by_call(self, args, kwargs):
         try:
-            self.compute_output_spec(*args, **kwargs)
+            with without_attributes(self):
+                self.compute_output_spec(*args, **kwargs)
         except Exception:
             # Symbolic calls return tensors only.
             with keras.StatelessScope():

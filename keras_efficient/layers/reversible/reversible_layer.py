@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_efficient import backend
+from keras_efficient.autodiff.attributes import without_attributes
 from keras_efficient.autodiff.capture import BLOCK_ARGUMENTS
 from keras_efficient.autodiff.capture import accepted
 from keras_efficient.autodiff.plain_run import evaluator
@@ -167,7 +168,9 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
         # With further arguments, sub-layers are built once their dtypes are
         # known too.
         if context_shape is None and arguments_shape is None:
-            self.build_sub_layers(self.stream_shapes(inputs_shape), {})
+            shapes = self.stream_shapes(inputs_shape)
+            with without_attributes(self):
+                self.build_sub_layers(shapes, {})
 
     def build_sub_layers(self, shapes, shared):
         """Build the sub-layers, by a symbolic run of `couple`.

@@ -5,6 +5,7 @@ import collections
 import keras
 from keras import ops
 
+from keras_efficient.autodiff.attributes import without_attributes
 from keras_efficient.autodiff.capture import IMPLICIT_MASK
 from keras_efficient.autodiff.masks import mask_of
 from keras_efficient.backend import nested
@@ -163,7 +164,8 @@ def build_with_arguments(layer, inputs, shared):
         return
     shapes = nested.map_structure(lambda x: tuple(x.shape), inputs)
     shared = nested.map_structure(symbol, others)
-    layer.build_sub_layers(layer.stream_shapes(shapes), shared)
+    with without_attributes(layer):
+        layer.build_sub_layers(layer.stream_shapes(shapes), shared)
     layer.built_with_arguments = True
 
 

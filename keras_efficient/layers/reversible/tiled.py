@@ -127,6 +127,12 @@ class Tiled(keras.layers.Layer):
                 "would see tiles instead of the sequence. Leave it outside of "
                 "`Tiled`."
             )
+        for _, name in call.attributes.places:
+            raise ValueError(
+                f"Layer '{self.layer.name}' leaves a tensor in an attribute, "
+                f"`{name}`, which would be that of a tile. Leave it outside of "
+                "`Tiled`."
+            )
         axis = self.axis % len(x.shape)
         if (
             len(getattr(y, "shape", ())) <= axis
