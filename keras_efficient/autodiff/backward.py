@@ -69,7 +69,11 @@ class Backward:
             values, *more = backend.segment(
                 lambda *taken: taken, values, *more, after=(after, self.done)
             )
-        self.values = dict(zip(slots, values))
+        # Not before: XLA takes a cast and its opposite for nothing.
+        self.values = {
+            slot: self.tape.bring_back(x, slot)
+            for slot, x in zip(slots, values)
+        }
         return more
 
     def end(self, step):

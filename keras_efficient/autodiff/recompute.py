@@ -4,27 +4,28 @@ from keras_efficient.autodiff.backward import BackwardOfCalls
 from keras_efficient.autodiff.tape import Tape
 
 
-def recompute(calls, known=()):
+def recompute(calls, known=(), store=None):
     """Run layers, and compute their activations again when they are needed.
 
     Args:
         calls: List of functions. The first returns a `Call`; each further one
             makes one of what the layer before it has returned.
         known: List of the variables that will be read, most likely.
+        store: How inputs are kept, one of `storage.STORES`.
 
     Returns:
         What the last layer returned. Variables have been written, and losses
         added.
     """
     first = calls[0]()
-    tape = _Layers(first, calls[1:], known)
+    tape = _Layers(first, calls[1:], known, store)
     outputs = tape.run(first.tensors)
     return tape.last.results.outputs(outputs)
 
 
 class _Layers(Tape):
-    def __init__(self, first, others, known):
-        super().__init__(known)
+    def __init__(self, first, others, known, store):
+        super().__init__(known, store)
         self.last = first
         self.others = others
 
@@ -37,7 +38,8 @@ class _Layers(Tape):
             number = len(self.entries) - 1
             outputs = results[: call.results.losses]
             for place, y in enumerate(outputs):
-                self.refer(y, None, ("result", number, place))
+                slot = self.keep_activation(y)
+                self.refer(y, slot, ("result", number, place))
             call = make(call.results.outputs(results))
             results = self.record(call)
         self.last, self.others = call, None

@@ -32,7 +32,14 @@ from keras_efficient.backend import nested
 
 
 def reversible_run(
-    blocks, inputs, shared, training, axis=None, exact=False, check=None
+    blocks,
+    inputs,
+    shared,
+    training,
+    axis=None,
+    exact=False,
+    check=None,
+    store=None,
 ):
     """Run `blocks` over `inputs` without keeping what lies between them.
 
@@ -48,21 +55,25 @@ def reversible_run(
         exact: Python bool. Whether blocks see streams as fixed-point
             integers.
         check: `ReconstructionCheck` or `None`.
+        store: How the outputs and what blocks keep is stored, one of
+            `storage.STORES`.
 
     Returns:
         The outputs of the last block. Variables have been written, and losses
         added.
     """
-    run = ReversibleRun(blocks, shared, training, axis, exact, check)
+    run = ReversibleRun(blocks, shared, training, axis, exact, check, store)
     return run.run((inputs, run.tensors))
 
 
 class ReversibleRun(Tape):
     """The tape of a run. See `reversible_run` for the arguments."""
 
-    def __init__(self, blocks, shared, training, axis, exact, check):
+    def __init__(
+        self, blocks, shared, training, axis, exact, check, store=None
+    ):
         variables = {id(v): v for block in blocks for v in block.variables}
-        super().__init__(variables.values())
+        super().__init__(variables.values(), store)
         self.blocks = blocks
         self.shared = shared
         # Tensors are arguments of the run, all else is left where it is.
@@ -102,7 +113,7 @@ class ReversibleRun(Tape):
         if self.check:
             _, (_, self.finite) = self.keep_all(is_finite(streams))
         if self.kind:
-            self.last = self.keep_all(streams)
+            self.last = self.keep_all(streams, self.keep_activation)
         return join(self.read(self.unpack(streams)), self.axis)
 
     def forward_of(self, block, streams, shared):
@@ -127,15 +138,17 @@ class ReversibleRun(Tape):
                 block,
                 self.entries[first:],
                 self.scope.own,
-                self.keep_all(inputs) if block.keeps_inputs else None,
+                self.keep_all(inputs, self.keep_activation)
+                if block.keeps_inputs
+                else None,
             )
         )
         return streams
 
-    def keep_all(self, streams):
+    def keep_all(self, streams, keep=None):
         """Return the nesting of `streams`, and where each is kept."""
         leaves = nested.flatten(streams)
-        return [nested.skeleton(streams), *map(self.keep, leaves)]
+        return [nested.skeleton(streams), *map(keep or self.keep, leaves)]
 
     def read(self, streams):
         """What sub-layers see of streams."""
@@ -194,16 +207,18 @@ class _BackwardOfRun(Backward):
         super().__init__(run, given, kept, *values)
         self.failed = []
         self.alarm = None
-        self.streams = ()
-        if run.last is not None:
-            self.streams = self.kept_in(run.last)
-        elif run.keeps_outputs:
-            self.streams = split(nested.pack(run.outputs, outputs), run.axis)
         d_outputs = [
             ops.zeros(*spec) if d is None else d
             for d, spec in zip(self.d_outputs, run.specs)
         ]
         self.d_streams = split(nested.pack(run.outputs, d_outputs), run.axis)
+        self.streams = ()
+        if run.last is not None:
+            self.streams = self.kept_in(run.last)
+        elif run.keeps_outputs:
+            slots = [("output", i) for i in range(len(outputs))]
+            outputs = self.bring_back(slots, outputs)
+            self.streams = split(nested.pack(run.outputs, outputs), run.axis)
 
     def step(self, step, sources):
         one = self.tape.passes[step]
@@ -231,7 +246,16 @@ class _BackwardOfRun(Backward):
     def kept_in(self, places):
         """Undo `ReversibleRun.keep_all`."""
         structure, *slots = places
-        return nested.pack(structure, [self.kept[i] for _, i in slots])
+        kept = [self.kept[i] for _, i in slots]
+        return nested.pack(structure, self.bring_back(slots, kept))
+
+    def bring_back(self, slots, values):
+        """Undo `put_away`, not before cotangents are there."""
+        if self.tape.store is not None:
+            values = backend.segment(
+                lambda *x: x, *values, after=self.d_streams
+            )
+        return map(self.tape.bring_back, values, slots)
 
     def compare(self, step):
         """Compare what has been reconstructed with the samples of it."""

@@ -10,6 +10,7 @@ source, or to the call that returned it (`"result"`).
 
 from keras_efficient import backend
 from keras_efficient.autodiff import repeat_check
+from keras_efficient.autodiff import storage
 from keras_efficient.autodiff.record import Record
 from keras_efficient.backend import nested
 
@@ -24,12 +25,14 @@ class Tape:
     Args:
         known: List of variables that will be read, most likely. (Any other
             variable is found as well, at a higher cost.)
+        store: How activations are kept, one of `storage.STORES`. Defaults to
+            `None`, as they are.
     """
 
     keeps_outputs = False  # whether the backward pass begins with them
     gates = True  # whether its steps wait for cotangents
 
-    def __init__(self, known=()):
+    def __init__(self, known=(), store=None):
         self.scope = _RunScope(self, known)
         self.entries = []
         # For each step of the backward pass, the numbers of the sources that
@@ -38,6 +41,8 @@ class Tape:
         self.slots = []
         self.used = set()  # the numbers of the arguments that some step takes
         self.kept = []
+        self.store = store
+        self.back = {}  # for each slot that is put away: how to get it back
         self.sources = []
         self.variables_of_sources = []  # `None` for what is no variable
         self._references = {}
@@ -174,6 +179,30 @@ class Tape:
     def keep(self, x):
         self.kept.append(x)
         return ("kept", len(self.kept) - 1)
+
+    def keep_activation(self, x):
+        """Keep a tensor as `store` says."""
+        return self.keep(self.put_away(x, ("kept", len(self.kept))))
+
+    def put_away(self, x, slot):
+        if self.store is not None:
+            x, self.back[slot] = storage.put_away(x, self.store)
+        return x
+
+    def bring_back(self, x, slot):
+        return self.back[slot](x) if slot in self.back else x
+
+    def hand_over(self, results, given):
+        """Return what the backward pass takes of outputs and arguments."""
+        n = self.counts[0] if self.keeps_outputs else 0
+        outputs = [
+            self.put_away(y, ("output", i)) for i, y in enumerate(results[:n])
+        ]
+        given = [
+            self.put_away(x, ("tensor", i)) if i in self.used else None
+            for i, x in enumerate(given)
+        ]
+        return outputs, given
 
     def add_source(self, live, variable=None):
         self.sources.append(live)

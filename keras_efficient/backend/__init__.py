@@ -17,7 +17,8 @@ Every module here offers the same functions:
   `stopped(variable, live)`,
   `stop_gradient(x)`, `copied(x)`, `needs_gradient(variable, live)`,
   `link(leaf, value)`, `is_traced(x)`, `is_dense(x)`, `is_float(x)`,
-  `is_concrete(x)`, `place()`;
+  `is_concrete(x)`, `place()`, and `to_host(x)`, a tensor in the memory of the
+  host and the function that brings it back;
 - `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows, by
   default at least `ROWS_A_CHUNK`;
   `operand(x, dtype)`, `large_operand(x, dtype)`, `factor(x, dtype)`,
@@ -157,6 +158,7 @@ shards = _shards
 soft_cap = _chunks.soft_cap
 stop_gradient = _capture.stop_gradient
 stopped = _capture.stopped
+to_host = _recompute.to_host
 update_bytes = _memory.update_bytes
 vjp = _backend.vjp
 whole = getattr(_shards or _dtensors, "whole", keras.ops.convert_to_numpy)

@@ -32,6 +32,12 @@ WRITES_INTO_ITS_INPUT = (
     "recomputed from it. Let it write into a copy (`x = x.clone()`)."
 )
 
+NO_HOST = (
+    "On {} nothing can be kept in the memory of the host while the program "
+    "runs on another device. Use `store='bfloat16'` or `store=None`, or the "
+    "backend 'torch'."
+)
+
 CLOSED_OVER = (
     "A block reads a tensor that is neither an argument nor a variable outside "
     "of its sub-layers, so that its gradient would be lost. Pass the tensor as "

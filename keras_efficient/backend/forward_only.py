@@ -79,6 +79,11 @@ def recomputed(tape, tensors):
     return tape.trace(tensors)
 
 
+def to_host(x):
+    """Where this is called, nothing is kept."""
+    return x, lambda x: x
+
+
 def as_tensor(value):
     return value
 

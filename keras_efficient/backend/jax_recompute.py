@@ -5,6 +5,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 
 from keras_efficient.backend.errors import CLOSED_OVER
+from keras_efficient.backend.errors import NO_HOST
 from keras_efficient.backend.jax import is_float
 
 
@@ -29,8 +30,7 @@ def recomputed(tape, tensors):
             sources, others, tensors
         )
         results, kept = program.evaluate(sources, others, tensors)
-        outputs = results[: tape.counts[0] if tape.keeps_outputs else 0]
-        given = [x if i in tape.used else None for i, x in enumerate(tensors)]
+        outputs, given = tape.hand_over(results, tensors)
         return results, (needed, outputs, sources, given, kept)
 
     def pull_back(residuals, d_results):
@@ -117,3 +117,9 @@ class Static:
 
     def __hash__(self):
         return hash(self.value)
+
+
+def to_host(x):
+    if jax.default_backend() != "cpu":
+        raise NotImplementedError(NO_HOST.format("JAX"))
+    return x, lambda x: x

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_efficient.backend.errors import NO_HOST
 from keras_efficient.backend.tensorflow import once_differentiable
 
 
@@ -26,8 +27,7 @@ def recomputed(tape, tensors):
     sources, kept = tape.sources, tape.kept
     tape.kept = tape.sources = None
     values = [tf.stop_gradient(x) for x in results]
-    outputs = values[: tape.counts[0] if tape.keeps_outputs else 0]
-    given = [x if i in tape.used else None for i, x in enumerate(given)]
+    outputs, given = tape.hand_over(values, given)
     connected = None
 
     @tf.custom_gradient
@@ -55,3 +55,12 @@ def recomputed(tape, tensors):
 @tf.custom_gradient
 def _join(replayed, taped):
     return tf.identity(replayed), lambda d: (d, d)
+
+
+def to_host(x):
+    devices = {
+        device.device_type for device in tf.config.list_logical_devices()
+    }
+    if devices != {"CPU"}:
+        raise NotImplementedError(NO_HOST.format("TensorFlow"))
+    return x, lambda x: x

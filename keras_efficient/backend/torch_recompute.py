@@ -103,9 +103,7 @@ class _End(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         results, kept, given = run.results, run.kept, run.given
         run.results = run.kept = run.given = None
-        given = [x if i in run.tape.used else None for i, x in enumerate(given)]
-        ends = run.tape.counts[0] if run.tape.keeps_outputs else 0
-        outputs = results[:ends]
+        outputs, given = run.tape.hand_over(results, given)
         ctx.counts = len(outputs), len(kept)
         ctx.save_for_backward(thread, *outputs, *kept, *given)
         return tuple(results)
@@ -131,3 +129,17 @@ def _once(ctx, gradients):
     if torch.is_grad_enabled():  # create_graph=True
         return Once.apply(ctx.saved_tensors[0], *gradients)
     return gradients
+
+
+def to_host(x):
+    """Copy a tensor to the memory of the host, unless it lies there.
+
+    Returns:
+        The copy, and the function that brings it back to the device.
+    """
+    device = x.device
+    if device.type == "cpu":
+        return x, lambda x: x
+    pinned = device.type == "cuda"
+    copy = torch.empty_like(x, device="cpu", pin_memory=pinned).copy_(x)
+    return copy, lambda copy: copy.to(device, non_blocking=pinned)

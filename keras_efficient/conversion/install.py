@@ -17,8 +17,13 @@ def forget_programs(model):
     model.predict_function = None
 
 
-def install(model, chosen):
+def install(model, chosen, store=None):
     """Put in what `choose_segments` has chosen.
+
+    Args:
+        model: A Keras model.
+        chosen: List of what `choose_segments` returns.
+        store: How inputs of segments are kept.
 
     Returns:
         The replacements that were in it before, and the segments: a list of
@@ -30,7 +35,7 @@ def install(model, chosen):
     modes = (True,) if graph_of(model) else (True, False, None)
     segments = {}
     for kind, *arguments in chosen:
-        replacement = kind(*arguments, modes)
+        replacement = kind(*arguments, modes, store)
         replacement.install()
         for segment in replacement.segments:
             key = getattr(segment, "layer", segment)

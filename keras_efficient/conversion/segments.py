@@ -23,15 +23,17 @@ class _Replacement:
         name: String, the name of the method.
         modes: The values of `training` to recompute at: `True`, and all where
             layers may not be told that they are in training.
+        store: How what goes into a segment is kept, one of `storage.STORES`.
     """
 
-    def __init__(self, layer, name, modes):
+    def __init__(self, layer, name, modes, store):
         hidden = getattr(layer, name)
         functools.update_wrapper(self, hidden)  # with its signature
         self.hidden = hidden
         self.layer = layer
         self.name = name
         self.modes = modes
+        self.store = store
 
     def install(self):
         vars(self.layer)[self.name] = self
@@ -73,7 +75,8 @@ def recomputed(run, arguments, body, training):
     tensors = [leaves[i] for i in places]
     settings = {"run": repeat, "training": training}
     known = [v for layer in body.inside for v in layer.variables]
-    return recompute([lambda: Call(body, (tensors,), settings)], known)
+    call = functools.partial(Call, body, (tensors,), settings)
+    return recompute([call], known, body.store)
 
 
 def as_it_is(run, arguments, body, training):
@@ -108,7 +111,9 @@ class RecomputedCall(_Replacement):
         if policy != layer.variable_dtype:
             policy = f"mixed_{policy}"
         if self.body is None or self.body.dtype_policy.name != policy:
-            self.body = _Body([layer], dtype=policy, autocast=autocast)
+            self.body = _Body(
+                [layer], self.store, dtype=policy, autocast=autocast
+            )
         return self.body
 
     @property
@@ -124,13 +129,13 @@ class RecomputedGraph(_Replacement):
         calls: Functional model of `GraphCall`s.
         segments: List of pairs of a list of `GraphCall`s and the function that
             runs them, `recomputed` or `as_it_is`, in the order to run.
-        modes: As above.
+        modes, store: As above.
     """
 
-    def __init__(self, model, calls, segments, modes):
-        super().__init__(model, "call", modes)
+    def __init__(self, model, calls, segments, modes, store):
+        super().__init__(model, "call", modes, store)
         self.outputs = model.outputs
-        self.run = _Run(calls, segments)
+        self.run = _Run(calls, segments, store)
         outputs = self.run(calls.inputs)
         self.model = keras.Model(
             calls.input,
@@ -155,14 +160,14 @@ class RecomputedGraph(_Replacement):
 class _Run(keras.layers.Layer):
     """Runs the segments of a graph: from a list of tensors to another."""
 
-    def __init__(self, calls, segments):
+    def __init__(self, calls, segments, store):
         super().__init__(autocast=False, name="segments")
         last = {id(x): len(segments) for x in calls.outputs}
         for i, (part, _) in reversed(list(enumerate(segments))):
             for x in (x for call in part for x in call.reads):
                 last.setdefault(id(x), i)
         segments = [
-            _Segment(part, {k for k, j in last.items() if j > i}, way)
+            _Segment(part, {k for k, j in last.items() if j > i}, way, store)
             for i, (part, way) in enumerate(segments)
         ]
         # Not tracked.
@@ -189,9 +194,10 @@ class _Segment:
         calls: List of `GraphCall`s.
         later: Set of the ids of symbolic tensors that are read afterwards.
         way: Function that runs it: `recomputed`, or `as_it_is`.
+        store: How its inputs are kept.
     """
 
-    def __init__(self, calls, later, way):
+    def __init__(self, calls, later, way, store):
         self.calls = calls
         made = [id(x) for call in calls for x in call.makes]
         read = [id(x) for call in calls for x in call.reads]
@@ -201,7 +207,7 @@ class _Segment:
         layers = [x for x in layers if isinstance(x, keras.layers.Layer)]
         # Operations alone have no variables, and no one to take losses.
         self.way = way if layers else as_it_is
-        self.body = _Body(layers, autocast=False)
+        self.body = _Body(layers, store, autocast=False)
 
     def __call__(self, tensors, training):
         """Add what the segment makes to a dictionary of tensors by ids."""
@@ -228,9 +234,10 @@ class _Body(keras.layers.Layer):
     does around `call` is done once.
     """
 
-    def __init__(self, layers, **settings):
+    def __init__(self, layers, store, **settings):
         super().__init__(name="segment", **settings)
         vars(self)["inside"] = layers  # not tracked
+        self.store = store
         self.built = self.supports_masking = True
 
     def call(self, tensors, run=None, training=None):

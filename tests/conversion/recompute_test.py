@@ -32,9 +32,9 @@ def repeated(monkeypatch):
     """The layers that the engine was asked for: else a test shows nothing."""
     names, run = [], running.recompute
 
-    def recompute(calls, known):
+    def recompute(calls, known, store):
         names.append(len(known))
-        return run(calls, known)
+        return run(calls, known, store)
 
     monkeypatch.setattr(running, "recompute", recompute)
     return names

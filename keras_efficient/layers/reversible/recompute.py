@@ -8,6 +8,7 @@ from keras_efficient.autodiff.capture import accepted
 from keras_efficient.autodiff.masks import mask_of
 from keras_efficient.autodiff.masks import with_mask
 from keras_efficient.autodiff.recompute import recompute
+from keras_efficient.autodiff.storage import check_store
 from keras_efficient.backend import nested
 
 
@@ -57,6 +58,10 @@ class Recompute(keras.layers.Layer):
         arguments: Dictionary of further arguments for the `call` of all
             layers that have them, such as `{"use_causal_mask": True}`: those
             that are to be part of the config. Defaults to `None`.
+        store: How inputs are stored for the backward pass: `"bfloat16"`, in
+            half of the bytes, with gradients that are wrong by about 0.1 %
+            (`guides/benchmarks.md`), or `"host"`, on PyTorch in the memory of
+            the host. Defaults to `None`, as they are.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments:
@@ -71,7 +76,9 @@ class Recompute(keras.layers.Layer):
     Raises:
         TypeError: `layer` is not a layer, it has no such argument, or it
             returns objects in which tensors cannot be found.
-        ValueError: `layer` is an empty list.
+        ValueError: `layer` is an empty list, or `store` none of its choices.
+        NotImplementedError: `store="host"`, by the first call in training on
+            a device other than the CPU, but for PyTorch.
 
     Example:
 
@@ -88,7 +95,7 @@ class Recompute(keras.layers.Layer):
         - [Chen et al., 2016](https://arxiv.org/abs/1604.06174)
     """
 
-    def __init__(self, layer, arguments=None, **kwargs):
+    def __init__(self, layer, arguments=None, store=None, **kwargs):
         layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
         for entry in layers:
             if not isinstance(entry, keras.layers.Layer):
@@ -98,12 +105,14 @@ class Recompute(keras.layers.Layer):
                 )
         if not layers:
             raise ValueError("`layer` must not be an empty list.")
+        check_store(store)
         arguments = dict(arguments or {})
         # Keras asks for it while it initializes the layer.
         vars(self)["_signature"] = _signature(layers, arguments)
         super().__init__(autocast=False, **kwargs)
         self.layers = layers
         self.arguments = arguments
+        self.store = store
         self.supports_masking = True
         self.built = True  # it has no variables of its own
 
@@ -139,6 +148,7 @@ class Recompute(keras.layers.Layer):
                 for layer, more in self._calls(args, kwargs)
             ],
             known,
+            self.store,
         )
 
     def _build_by_call(self, args, kwargs):
@@ -194,6 +204,7 @@ class Recompute(keras.layers.Layer):
             **super().get_config(),
             "layer": list(layers),
             "arguments": self.arguments,
+            "store": self.store,
         }
 
     @classmethod

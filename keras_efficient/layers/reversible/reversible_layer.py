@@ -96,6 +96,8 @@ class ReversibleLayer(HasLogDet, keras.layers.Layer):
     exact = False
     # Whether identical blocks are compiled as a loop.
     scan = False
+    # How what is kept is stored, see `ReversibleSequence`.
+    store = None
     # What to do where the backward pass does not come back to the inputs.
     check = "warn"
     # Whether `couple` only adds, subtracts and negates, as `exact` needs it.

@@ -85,4 +85,5 @@ def _run(layer, run, blocks, streams, shared, training, axis):
     if run is None or not layer.reversible:
         return plain_run(*arguments)
     check = layer.check and ReconstructionCheck(layer.name, layer.check)
-    return run(*arguments, check)
+    store = {} if layer.store is None else {"store": layer.store}
+    return run(*arguments, check, **store)
