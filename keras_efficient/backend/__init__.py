@@ -46,7 +46,8 @@ Every module here offers the same functions:
 - `products_by_label(fn, params, inputs)`: the multiplications of matrix
   products and convolutions in the forward pass, in the same way;
 - `peak_bytes(fn, params, inputs, release=False)`: the most that is alive at any
-  time of both; on PyTorch, whether each gradient is gone when complete;
+  time of both; on PyTorch, whether each gradient is gone when complete, and if
+  not, with those of the step before until `fn` calls `drop_gradients()`;
 - `shards`, a module for variables that are divided among devices, with
   `own_sharding(variable)`, `sharding_of(mesh, names)`,
   `on_shards(step, mesh, tensors, names, results, scalars)`,
@@ -121,6 +122,7 @@ cross_entropy = _chunks.cross_entropy
 dtensors = _dtensors
 custom_vjp = _backend.custom_vjp
 divided_train_step = _steps.divided_train_step
+drop_gradients = _memory.drop_gradients
 eagerly = _backend.eagerly
 factor = _chunks.factor
 files = _files

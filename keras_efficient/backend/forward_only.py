@@ -19,6 +19,7 @@ def _refuse(*args, **kwargs):
 
 vjp = _refuse
 divided_train_step = _refuse
+drop_gradients = _refuse
 gradient_hooks = None
 leaf_gradients = _refuse
 peak_bytes = _refuse

@@ -163,6 +163,10 @@ def _compile(jitted, params, inputs):
     return compiled.memory_analysis(), traced.jaxpr.jaxpr
 
 
+def drop_gradients():
+    """Do nothing: a program has no gradients but its own."""
+
+
 def update_bytes(prepare):
     """Return `None`: `peak_bytes` is of a program with an update in it."""
     return None

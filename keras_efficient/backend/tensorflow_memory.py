@@ -87,13 +87,14 @@ def peak_bytes(fn, params, inputs, release=False):
 
     `release` changes nothing: all gradients count.
 
-    The operations of the graph are gone through in the order in which they
-    were traced. A buffer lives until the last operation that reads it, which
+    The operations of the graph are gone through in the order in which XLA
+    runs them. A buffer lives until the last operation that reads it, which
     may write into it what has its size and is computed entry by entry.
     """
     graph, _ = _trace(fn, params, inputs)
+    operations = _in_order(graph)
     last = {}
-    for number, op in enumerate(graph.get_operations()):
+    for number, op in enumerate(operations):
         if op.type not in _SHAPE_ONLY:
             last.update({_buffer(x).ref(): number for x in op.inputs})
     results = {_buffer(tensor).ref() for tensor in graph.outputs}
@@ -103,7 +104,7 @@ def peak_bytes(fn, params, inputs, release=False):
     alive = peak = 0
     for tensor, number in last.items():
         ends[number] += _size(tensor.deref())
-    for number, op in enumerate(graph.get_operations()):
+    for number, op in enumerate(operations):
         own = [x for x in op.outputs if _buffer(x) is x]
         new = sum(map(_size, own))
         taken = 0 if op.type in _NEW_BUFFER else min(new, ends[number])
@@ -123,6 +124,19 @@ def peak_bytes(fn, params, inputs, release=False):
 _NEW_BUFFER = ("BatchMatMulV2", "ConcatV2", "Einsum", "MatMul", "Transpose")
 _NEW_BUFFER += ("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput")
 _NEW_BUFFER += ("Conv3D", "Conv3DBackpropFilterV2", "Conv3DBackpropInputV2")
+
+
+def _in_order(graph):
+    """List operations as traced, but the gradient of a kernel first.
+
+    It reads the image, which may be gone when that of the image is made.
+    """
+    operations = list(graph.get_operations())
+    for i in range(len(operations) - 1):
+        op, following = operations[i : i + 2]
+        if "BackpropInput" in op.type and "BackpropFilter" in following.type:
+            operations[i : i + 2] = following, op
+    return operations
 
 
 def _trace(fn, params, inputs):
@@ -161,6 +175,11 @@ def _size(tensor):
     if tensor.op.type in _GIVEN or count is None:
         return 0
     return count * tensor.dtype.size
+
+
+def drop_gradients():
+    """Do nothing: a program has no gradients but its own."""
+    return None  # AutoGraph takes no function without a statement
 
 
 def update_bytes(prepare):

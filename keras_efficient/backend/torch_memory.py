@@ -13,6 +13,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from keras_efficient.backend import nested
 
 _labels = []
+# Bytes of the gradients of the step before, while they are there.
+_old_gradients = []
+
+
+def drop_gradients():
+    """Say that a step drops the gradients of the one before at this place."""
+    _old_gradients.clear()
 
 
 @contextlib.contextmanager
@@ -74,15 +81,21 @@ def products_by_label(fn, params, inputs):
 def peak_bytes(fn, params, inputs, release=False):
     """Count the most bytes alive in the gradient of `sum(fn)`, with it.
 
-    With `release` each gradient is gone as soon as it is complete.
+    With `release` each gradient is gone as soon as it is complete. Without,
+    those of the step before are there until `drop_gradients`, or `fn` ends.
     """
     params = _leaves(params)
+    old = 0 if release else sum(x.nbytes for x in nested.flatten(params))
     # What a first call keeps for good moves the places where the collector does
     # its work; in the second call they are the same each time.
     for _ in range(2):
         gc.collect()
         with torch.random.fork_rng(), count_alive((params, inputs)) as storages:
-            outputs = nested.flatten(fn(params, inputs))
+            _old_gradients.append(old)
+            try:
+                outputs = nested.flatten(fn(params, inputs))
+            finally:
+                drop_gradients()
             outputs = [y for y in outputs if y.requires_grad]
             ones = [torch.ones_like(y) for y in outputs]
             leaves = nested.flatten(params)
@@ -156,4 +169,5 @@ class count_alive(TorchDispatchMode):
         return result
 
     def count(self):
-        return sum(storage.nbytes() for storage in self.alive)
+        alive = sum(storage.nbytes() for storage in self.alive)
+        return alive + sum(_old_gradients)

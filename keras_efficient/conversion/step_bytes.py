@@ -77,6 +77,7 @@ def as_function(model, context=contextlib.nullcontext, loss=None):
         inputs, *labels = [batch] if loss is None else batch
         with scope, context():
             outputs = model(inputs, training=True)
+            backend.drop_gradients()  # as `train_step` does
             if labels:
                 outputs = loss(inputs, *labels, outputs)
         return outputs, scope.losses

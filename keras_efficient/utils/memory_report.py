@@ -42,7 +42,9 @@ def memory_report(model, inputs, optimizer=None, budget=None, verbose=1):
       this is what differentiation asks to keep. XLA joins some of it, so that
       the rest ("working memory") may be negative there.
     - Working memory is what there is besides at the peak: gradients of
-      activations, results that nobody needs again, temporaries of the update.
+      activations, results that nobody needs again, temporaries of the update,
+      on PyTorch also the gradients of the step before while the model runs
+      forward.
 
     Beside the model as it is stand the levers:
 

@@ -188,6 +188,38 @@ def test_saved_bytes_leaves_its_arguments_alone():
 
 
 @pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="programs have no old gradients"
+)
+def test_old_gradients_are_there_until_they_are_dropped():
+    params, x = [tensor(8, 8)], tensor(4, 8)
+
+    def peak(drop, release=False):
+        def fn(params, x):
+            drop()
+            ops.zeros((4096,)).sum()
+            return ops.matmul(x, params[0])
+
+        return backend.peak_bytes(fn, params, x, release)
+
+    least = peak(lambda: None, release=True)
+    assert peak(lambda: None) == least + params[0].nbytes
+    assert peak(backend.drop_gradients) == least
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="its graph is gone through"
+)
+def test_an_image_is_gone_when_its_gradient_is_made():
+    params, x = [tensor(32), tensor(1, 1, 32, 1)], tensor(4, 8, 8, 32)
+
+    def fn(params, x):
+        return ops.conv(x * params[0], params[1])
+
+    size = 4 * (4 * 8 * 8 * 32)
+    assert size < backend.peak_bytes(fn, params, x) < 1.5 * size
+
+
+@pytest.mark.skipif(
     keras.config.backend() != "jax", reason="its workspace is in no plan"
 )
 def test_convolutions_of_jax_copy_what_they_read(monkeypatch):
