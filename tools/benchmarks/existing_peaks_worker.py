@@ -1,5 +1,6 @@
 """One network of `existing_peaks`: its peak, and what was predicted."""
 
+import json
 import sys
 
 import keras
@@ -26,6 +27,7 @@ LANGUAGE = {
     "Llama": ("Llama", {**SIZES, **QUERIES}),
     "Gemma": ("Gemma", {**SIZES, **QUERIES, "head_dim": 32}),
     "BERT": ("Bert", {**SIZES, **HEADS, **LENGTH}),
+    "T5": ("T5", {**SIZES, **HEADS}),
 }
 
 
@@ -85,7 +87,10 @@ def make(network):
             "padding_mask": np.ones_like(tokens),
             "segment_ids": np.zeros_like(tokens),
         }
-        return model, {key: values[key] for key in model.input}
+        return model, {
+            key: values[key.removeprefix("encoder_").removeprefix("decoder_")]
+            for key in model.input
+        }
     images = RNG.normal(size=(32, 64, 64, 3)).astype("float32")
     own = {"residual CNN": residual, "U-Net": u_net, "ViT": vit}
     if network in own:
@@ -94,29 +99,38 @@ def make(network):
     return build(weights=None, input_shape=(64, 64, 3), classes=10), images
 
 
-def main(network, way):
+def main(network):
     keras.utils.set_random_seed(1)
     model, x = make(network)
     outputs = keras.tree.map_structure(lambda y: "mse", model.output)
     model.compile(keras.optimizers.SGD(0.001), outputs, metrics=[])
-    step = measure_step(model, as_batch(model, x))
-    change = Change(recompute="all" if way == "recompute" else None)
-    held = step.fixed["as it is"].parameters + step.batch
-    predicted = step.peak(change) - held
-    if way == "recompute":
-        keras_efficient.recompute(model)
     y = keras.tree.map_structure(
         lambda y: np.zeros_like(y), model.predict_on_batch(x)
     )
+    step = measure_step(model, as_batch(model, x), allow=("recompute",))
+    plain = measure(model, x, y, step, Change())
+    keras_efficient.recompute(model)
+    ours = measure(model, x, y, step, Change(recompute="all"))
+    print(json.dumps([plain, ours]))
 
-    def run():
-        model.train_on_batch(x, y)
 
-    run()
-    run()
-    peak = keras_efficient.utils.peak_bytes(run)
-    print(peak, predicted)
+def measure(model, x, y, step, change):
+    """Return bytes kept, the peak of a step, and what is predicted of it."""
+
+    def steps():
+        for _ in range(2):
+            model.train_on_batch(x, y)
+
+    steps()
+    if keras.config.backend() == "torch":
+        model.zero_grad()  # else gradients of the last step are not new
+    peak = keras_efficient.utils.peak_bytes(steps)
+    held = step.fixed["as it is"].parameters + step.batch
+    kept = None
+    if keras.config.backend() != "jax":  # there it has the working memory
+        kept = keras_efficient.utils.saved_activation_bytes(model, x)
+    return kept, peak, step.peak(change) - held
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
