@@ -41,6 +41,12 @@ from collections import Counter
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if os.environ["KERAS_BACKEND"] == "jax":
+    # On a CPU, XLA widens 16-bit weights for a product, and does what waits for
+    # nothing first: all of them would be float32 before the first product.
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
 
 import keras
 import keras_hub
@@ -108,7 +114,8 @@ def build(options):
 """
 ## Six lines
 
-`efficient` differs from plain Keras by six lines:
+`efficient` differs from plain Keras by six lines, of which JAX and TensorFlow
+need four, and JAX `XLA_FLAGS` above:
 
 1. weights and computation in bfloat16;
 2. of each block only the input is kept (`recompute`);
@@ -141,7 +148,7 @@ def compiled(version, options):
     model.compile(
         optimizer,
         loss,
-        weighted_metrics=None,
+        weighted_metrics=[],  # `None` would leave KerasHub's own: an accuracy
         jit_compile=keras.config.backend() != "torch",
     )
     return model
@@ -190,6 +197,13 @@ def status(name):
                 return int(line.split()[1]) * 1024
 
 
+def hold(limit):
+    """Let this process ask for so many GiB more; 0 is for any number."""
+    if limit:
+        size = status("VmData") + int(limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
 class Seconds(keras.callbacks.Callback):
     """Write down the seconds of each epoch, which is one step here."""
 
@@ -206,9 +220,7 @@ class Seconds(keras.callbacks.Callback):
 
 def measure(version, options):
     imports = status("VmHWM")
-    if options.limit:
-        limit = status("VmData") + int(options.limit * 2**30)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    hold(options.limit)
     model = compiled(version, options)
     before = samples(model)
     x, y = batch(options)
@@ -286,32 +298,23 @@ PARTS += ("logits", "rest")
 
 
 def plan(version, options):
-    """Return what `memory_plan` counts, of this size and of 3M."""
-    found = []
-    for size in (options.size, "3M"):
-        of_size = argparse.Namespace(**{**vars(options), "size": size})
-        step = keras_efficient.utils.memory_plan(
+    """Return the bytes of each part at the peak, before the run."""
+    changed = {"size": "3M", "steps": 1, "limit": 0.0, "files": False}
+    small = argparse.Namespace(**{**vars(options), **changed})
+    beside = measure(version, small)["peak"]
+    hold(2 * options.limit)  # `memory_plan` tries an update on copies
+    of_small, parts = (
+        keras_efficient.utils.memory_plan(
             compiled(version, of_size),
             batch(of_size)[0],
             budget=1000,
             allow=(),
             verbose=0,
-        )
-        found.append(step.parts_as_it_is)
-    return dict(zip(("parts", "parts of 3M"), found))
-
-
-def predict(version, options):
-    """Return the bytes of each part, before the run."""
-    limit = 2 * options.limit  # `memory_plan` tries an update on copies
-    found = in_a_process(version, options, 1.0, limit, "--plan")
-    small = argparse.Namespace(**{**vars(options), "size": "3M", "steps": 1})
-    of_small = in_a_process(version, small, 1.0)
-    if "error" in {**found, **of_small}:
-        return found
-    counted = sum(found["parts of 3M"].values())
-    found["parts"]["rest"] += of_small["peak"] - counted
-    return found["parts"]
+        ).parts_as_it_is
+        for of_size in (small, options)
+    )
+    parts["rest"] += beside - sum(of_small.values())
+    return parts
 
 
 def held(model):
@@ -339,19 +342,18 @@ def in_a_process(version, options, part, limit=0.0, *words):
     ]
     if options.preset:
         arguments.append(f"--preset={options.preset}")
+    names = {"KERAS_BACKEND": keras.config.backend()}
+    if limit:
+        # What is freed goes back to the system at once. It takes time.
+        names["MALLOC_MMAP_THRESHOLD_"] = "131072"
+        names["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "1"
     done = subprocess.run(
         [
             *(sys.executable, __file__, *arguments),
             *(f"--version={version}", f"--part={part}", f"--limit={limit}"),
             *words,
         ],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": keras.config.backend(),
-            # What is freed goes back to the system at once.
-            "MALLOC_MMAP_THRESHOLD_": "131072",
-            "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",
-        },
+        env={**os.environ, **names},
         capture_output=True,
         text=True,
     )
@@ -370,6 +372,8 @@ def in_a_process(version, options, part, limit=0.0, *words):
    with Adam: the efficient one should fall as that does.
 3. Seconds a step of a quarter of the depth, which plain Keras can hold in
    bfloat16.
+
+Where plain Keras fits into the limit, the first is all.
 """
 
 MODELS = (
@@ -481,10 +485,15 @@ def main():
         do = plan if options.plan else measure
         print(json.dumps(do(options.version, options)))
         return
-    predicted = {v: predict(v, options) for v in ("efficient", "plain")}
+    predicted = {
+        version: in_a_process(version, options, 1.0, options.limit, "--plan")
+        for version in ("efficient", "plain")
+    }
     print(f"predicted: {predicted}", flush=True)
     results = {}
     for version, part, limited in MODELS:
+        if not limited and "error" not in results["plain", 1.0, True]:
+            break
         limit = options.limit if limited else 0.0
         files = ["--files"] if version == "efficient" and limited else []
         found = in_a_process(version, options, part, limit, *files)

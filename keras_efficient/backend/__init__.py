@@ -22,7 +22,8 @@ Every module here offers the same functions:
 - `over_chunks(step, carry, rows, size, kinds)`: a loop over chunks of rows, by
   default at least `ROWS_A_CHUNK`;
   `operand(x, dtype)`, `large_operand(x, dtype)`, `factor(x, dtype)`,
-  `product(a, b)`, `add_product(total, a, b)`, `add_rows(total, indices, rows)`,
+  `product(a, b)`, `add_product(total, a, b)`, `products_of(dtype)`,
+  `add_rows(total, indices, rows)`,
   `soft_cap(z, cap)` and
   `scratch(like, rows, columns)` for what is done in it, with float32 sums;
   `cross_entropy`, a faster form of the portable one, or `None`;
@@ -147,6 +148,7 @@ peak_bytes = _memory.peak_bytes
 place = _capture.place
 product = _chunks.product
 products_by_label = _memory.products_by_label
+products_of = _chunks.products_of
 record_random = _backend.record_random
 recomputed = _recompute.recomputed
 recomputed_loop = _loop and _loop.recomputed_loop

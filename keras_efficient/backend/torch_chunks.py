@@ -4,6 +4,8 @@ Results are written in place wherever that is possible: a chunk of logits does
 not fit into the caches, and each pass over new memory takes its time.
 """
 
+import contextlib
+
 import torch
 
 # Fewer rows make slow products.
@@ -42,6 +44,27 @@ def _wide(dtype):
 def large_operand(x, dtype):
     """As `operand`, for a kernel of 16 bits that is not to be copied."""
     return x.to(getattr(torch, dtype))
+
+
+@contextlib.contextmanager
+def products_of(dtype):
+    """A context in which `product` may take its operands as `dtype`.
+
+    So a CPU that multiplies bfloat16 numbers does it with the float32 numbers
+    that `operand` makes of them, which have no more digits, and a `factor` has
+    as many as on a GPU. Sums stay float32. It is a setting of the process:
+    other threads see it, too.
+    """
+    settings = getattr(torch.backends.mkldnn, "matmul", None)
+    if dtype != "bfloat16" or not settings or torch.compiler.is_compiling():
+        yield
+        return
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def factor(x, dtype):

@@ -33,6 +33,11 @@ class ChunkedHead:
         )
         return size if tokens is None else max(1, min(size, tokens))
 
+    def over_chunks(self, *args):
+        """`backend.over_chunks`, with products of the dtype of the head."""
+        with backend.products_of(self.dtype):
+            return backend.over_chunks(*args)
+
     def logits_of_chunks(self):
         """Return a function from hidden states of a chunk to their logits."""
         scratch = backend.scratch(self.kernel, self.size, self.vocabulary)
@@ -122,7 +127,7 @@ class ChunkedHead:
 
         rows = [hidden, self.index(labels), labels, *metrics.rows]
         kinds = [(self.wide, ()), (self.wide, ())]
-        state, (values, log_sum) = backend.over_chunks(
+        state, (values, log_sum) = self.over_chunks(
             step, metrics.state, rows, self.size, kinds
         )
         return values, log_sum, state
@@ -147,9 +152,7 @@ class ChunkedHead:
         rows = [hidden, self.index(labels), log_sum, d]
         kinds = [(self.dtype, (hidden.shape[1],))]
         sums = self.zeros() if trainable else ()
-        sums, (d_hidden,) = backend.over_chunks(
-            step, sums, rows, self.size, kinds
-        )
+        sums, (d_hidden,) = self.over_chunks(step, sums, rows, self.size, kinds)
         if not trainable:
             return d_hidden, None
         return d_hidden, tuple(

@@ -59,7 +59,7 @@ class HeadInPieces(ChunkedHead):
 
         size = min(size, self.vocabulary)
         rows = [words, kernel, *bias]
-        return backend.over_chunks(run, carry, rows, size, kinds)
+        return self.over_chunks(run, carry, rows, size, kinds)
 
     def _logits_of_piece(self, h, kernel, bias):
         if bias is not None:

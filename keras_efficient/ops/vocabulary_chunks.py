@@ -152,7 +152,7 @@ def weighted_loss(
         rows = [hidden, head.index(labels), labels, d, *more]
         kinds = [(head.wide, ()), (head.wide, (hidden.shape[1],))]
         carry = state, head.zeros() if of_parameters else ()
-        (state, sums), (values, *d_hidden) = backend.over_chunks(
+        (state, sums), (values, *d_hidden) = head.over_chunks(
             step, carry, rows, head.size, kinds[: 1 + of_hidden]
         )
         values = head.poisoned(values, labels) * weights
