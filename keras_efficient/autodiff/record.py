@@ -83,7 +83,7 @@ class Record(keras.StatelessScope):
                 return value
         self._is_reading = True
         try:
-            return stored(variable)
+            return stored([variable])[0]
         finally:
             self._is_reading = False
 
@@ -107,23 +107,23 @@ def is_recorded():
 
 
 class _Uncast(keras.layers.Layer):
-    """Reads a variable in the dtype that it is stored in, whatever the policy
-    of the layers around."""
+    """Reads variables in the dtypes that they are stored in, whatever the
+    policy of the layers around."""
 
     def __init__(self):
         super().__init__(autocast=False, name="uncast")
         self.built = True
 
     def call(self, read=None):
-        return backend.as_tensor(read())
+        return read()
 
 
 _uncast = _Uncast()
 
 
-def stored(variable):
-    """Read a variable as it is stored, whatever layers around compute in."""
-    return _uncast(read=lambda: variable.value)
+def stored(variables):
+    """Read variables as they are stored, whatever layers around compute in."""
+    return _uncast(read=lambda: values(variables))
 
 
 def values(variables):

@@ -12,6 +12,7 @@ from keras_efficient import backend
 from keras_efficient.autodiff import repeat_check
 from keras_efficient.autodiff import storage
 from keras_efficient.autodiff.record import Record
+from keras_efficient.autodiff.record import stored
 from keras_efficient.backend import nested
 
 
@@ -259,8 +260,7 @@ class _RunScope(Record):
         self.tape = tape
         self.read = {}
         self.own = {}
-        # In the dtype that they are stored in: no layer is around that casts.
-        self._known = {id(v): backend.as_tensor(v.value) for v in known}
+        self._known = dict(zip(map(id, known), stored(known)))
 
     def get_current_value(self, variable):
         value = self.lend(variable)

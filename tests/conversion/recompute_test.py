@@ -226,20 +226,33 @@ def test_steps_in_mixed_precision_equal_the_plain_ones(repeated):
     check_steps(bert, repeated, 2e-2)
 
 
+class Fine(layers.Layer):
+    """Multiplies by one, unless its variable is rounded to 16 bits."""
+
+    def build(self, shape):
+        one = keras.initializers.Constant(1 + 2**-12)
+        self.one = self.add_weight((), initializer=one, trainable=False)
+
+    def call(self, x):
+        return x * 2**12 * (self.one - 1)
+
+
 class Scaled(layers.Layer):
-    """A block with a variable of its own."""
+    """A block with a variable of its own, and one that stays in float32."""
 
     def __init__(self):
         super().__init__()
+        self.fine = Fine(dtype="float32")
         self.dense = layers.Dense(8, "gelu")
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.fine.build(shape)
         self.dense.build(shape)
 
     def call(self, x):
         assert self.scale.value.dtype == x.dtype  # cast as in the plain model
-        return x + self.dense(self.scale * x)
+        return x + self.dense(self.scale * self.fine(x))
 
 
 class Chain(keras.Model):
