@@ -1,14 +1,41 @@
 """Compilers that optimize less: most programs of tests run once or twice."""
 
+import os
+
 import keras
 import numpy as np
 from keras import ops
 
 # Of a process that a test starts.
 ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+# With these XLA compiles for a CPU in a third of the time.
+EMITTERS = "xla_cpu_use_fusion_emitters"
+FLAGS = [f"--{EMITTERS}=false", "--xla_cpu_parallel_codegen_split_count=1"]
+LESS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+]
+
+
+def set_flags():
+    """Set those of XLA, which reads them when it first compiles."""
+    flags = os.environ.get("XLA_FLAGS", "").split() + FLAGS
+    if keras.config.backend() == "tensorflow":
+        flags += LESS  # on JAX `optimize_less` says so test by test
+    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(flags))
+
+
+def jit_options():
+    """What `jax.jit` takes where a test asked for the full compiler."""
+    return {} if _less else {"compiler_options": {EMITTERS: True}}
+
+
+_less = False
 
 
 def optimize_less(value):
+    global _less
+    _less = value
     if keras.config.backend() == "jax":
         import jax
 
@@ -18,6 +45,35 @@ def optimize_less(value):
 
         options = {"disable_meta_optimizer": value}
         tf.config.optimizer.set_experimental_options(options)
+
+
+def compiled(fn, on_tensorflow="eager", **options):
+    """Compile on JAX, where each operation alone takes long to compile.
+
+    On TensorFlow nothing, or a `"graph"`, or `"xla"`. Options go to `jax.jit`.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.jit(fn, **options)
+    if keras.config.backend() == "tensorflow" and on_tensorflow != "eager":
+        import tensorflow as tf
+
+        xla = on_tensorflow == "xla"
+        return tf.function(fn, jit_compile=xla, autograph=False)
+    return fn
+
+
+def build_optimizers_first(monkeypatch):
+    """Trace a step once: TensorFlow does twice if the first one makes state."""
+    make = keras.Model.make_train_function
+
+    def make_train_function(self, force=False):
+        if self.built and self.optimizer and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return make(self, force)
+
+    monkeypatch.setattr(keras.Model, "make_train_function", make_train_function)
 
 
 def draw_by_numpy(monkeypatch):

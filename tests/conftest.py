@@ -1,6 +1,7 @@
 import functools
 import gc
 import os
+import sys
 
 # TensorFlow reads it when it is imported. Without oneDNN, which is off by
 # default on CPUs without AVX-512, it has no convolution with channels first.
@@ -9,8 +10,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import keras
 import pytest
 
+from tests.compilers import build_optimizers_first
 from tests.compilers import draw_by_numpy
 from tests.compilers import optimize_less
+from tests.compilers import set_flags
+
+set_flags()
 
 
 def pytest_collection_finish():
@@ -19,8 +24,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_other_framework():
+    """Let Keras find no TensorFlow to seed: its import takes six seconds."""
+    if keras.config.backend() != "tensorflow":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "tensorflow", None)
+            keras.utils.set_random_seed(0)  # once it has looked
+
+
 @pytest.fixture(autouse=True)
-def fresh_seed():
+def fresh_seed(no_other_framework):
     keras.utils.set_random_seed(0)
 
 
@@ -44,7 +58,10 @@ def full_compiler():
 
 @pytest.fixture
 def own_compile():
-    """Asked for by tests of loading: Keras looks whether `compile` is its."""
+    """Asked for by tests of models that Keras is to compile by itself.
+
+    Those that load one, too: Keras looks whether `compile` is its own.
+    """
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +75,7 @@ def quick_compiler(request, monkeypatch):
             keras.Model.compile, jit_compile=False
         )
         monkeypatch.setattr(keras.Model, "compile", by_graph)
+        build_optimizers_first(monkeypatch)
     if keras.config.backend() == "jax":
         draw_by_numpy(monkeypatch)
     if full or keras.config.backend() == "torch":

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tests.compilers import jit_options
+
 MODES = {
     "jax": ("jit",),
     "tensorflow": ("eager", "graph", "xla"),
@@ -71,7 +73,8 @@ def _jax(model, mode):
         loss, outputs = _total(model, inputs, call)
         return loss, (outputs, new_state)
 
-    gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+    gradient = jax.jit(gradient, **jit_options())
 
     def step(inputs):
         params = [v.value for v in model.trainable_variables]

@@ -52,7 +52,8 @@ def run_tests(backend, arguments, cache):
         # cores they cost ten times what they do.
         OMP_NUM_THREADS="1",
         OMP_WAIT_POLICY="passive",
-        # What one process has compiled serves all.
+        # What one process has compiled serves all, also JAX's that the tests
+        # of other backends start.
         JAX_COMPILATION_CACHE_DIR=cache,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
@@ -76,16 +77,16 @@ def main():
     workers = ["-n", str(os.cpu_count()), "--dist", "worksteal"]
     if options.quick:
         pytest_arguments += ["-m", "quick"]
-    for backend in options.backend or BACKENDS:
-        print(f"\n===== {backend} =====", flush=True)
-        parts = [[]] if pytest_arguments else PARTS.get(backend, [[]])
-        with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache:
+        for backend in options.backend or BACKENDS:
+            print(f"\n===== {backend} =====", flush=True)
+            parts = [[]] if pytest_arguments else PARTS.get(backend, [[]])
             runs = [
                 run_tests(backend, [*workers, *pytest_arguments, *part], cache)
                 for part in parts
             ]
-        codes, seconds = zip(*runs)
-        results[backend] = max(codes), sum(seconds)
+            codes, seconds = zip(*runs)
+            results[backend] = max(codes), sum(seconds)
 
     table = Table("", "result", "seconds")
     for name, (code, seconds) in results.items():

@@ -17,6 +17,7 @@ from keras_efficient.ops.micro_adam_arguments import MicroAdamArguments
 from keras_efficient.ops.weight_rounding import is_16_bit
 from keras_efficient.ops.weight_rounding import round_weight
 from keras_efficient.optimizers import MicroAdam
+from tests.compilers import compiled
 from tests.optimizers.table import check_close
 from tests.optimizers.table import normal
 
@@ -36,19 +37,6 @@ ODD = Layout(block=90, bucket=6, k=2, window=3)
 PAPER = {"alpha": 0.0, "bias_correction": "full", "rounding": "nearest"}
 STEPS = (1, 2, 5, 6, 20, 21)  # the tensor has no gradient in between
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
-
-
-def compiled(fn):
-    if BACKEND == "jax":
-        import jax
-
-        return jax.jit(fn)
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        # Step by step, TensorFlow divides with an error of a last digit.
-        return tf.function(fn, jit_compile=True, autograph=False)
-    return fn
 
 
 def zero_state(size, layout, value_dtype):
@@ -159,14 +147,15 @@ def check_equal(actual, expected, dtype):
 def test_equals_the_portable_form(shape, layout, value_dtype, dtype, options):
     options = {"block_size": layout.block, **options}
 
-    @compiled
-    def expected_fn(parameter, gradient, state, step):
-        return portable(parameter, gradient, state, step, **options)
+    def both(actual, expected, gradient, step):
+        (x, *state), (y, *same) = actual, expected
+        return (
+            fused(x, gradient, state, step, layout=layout, **options),
+            portable(y, gradient, same, step, **options),
+        )
 
-    @compiled
-    def actual_fn(parameter, gradient, state, step):
-        return fused(parameter, gradient, state, step, layout=layout, **options)
-
+    # Step by step, TensorFlow divides with an error of a last digit.
+    both = compiled(both, "xla")
     parameter = ops.convert_to_tensor(normal(*shape), dtype)
     state = zero_state(math.prod(shape), layout, value_dtype)
     actual = [parameter, *state]
@@ -174,8 +163,7 @@ def test_equals_the_portable_form(shape, layout, value_dtype, dtype, options):
     for step in STEPS:
         gradient = make_gradient(shape, dtype, seed=step)
         step = ops.convert_to_tensor(step, "int32")
-        actual = actual_fn(actual[0], gradient, actual[1:], step)
-        expected = expected_fn(expected[0], gradient, expected[1:], step)
+        actual, expected = both(actual, expected, gradient, step)
         check_equal(actual, expected, dtype)
 
 

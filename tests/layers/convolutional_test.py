@@ -9,6 +9,7 @@ from keras_efficient.layers import ConvNeXtBlock
 from keras_efficient.layers import DepthwiseConv3D
 from keras_efficient.layers import MBConv
 from keras_efficient.layers import ReversibleMBConv
+from tests.compilers import compiled
 from tests.gradients import to_numpy
 from tests.marks import once
 from tests.models import vision_reference as reference
@@ -20,12 +21,11 @@ FORMATS = ("channels_last", "channels_first")
 def check(layer, expected, x):
     """Compare with NumPy, in both data formats."""
     first = layer.data_format == "channels_first"
-    layer.build(np.moveaxis(x, -1, 1).shape if first else x.shape)
+    inputs = np.ascontiguousarray(np.moveaxis(x, -1, 1)) if first else x
+    layer.build(inputs.shape)
     reference.randomize(layer)
-    y = to_numpy([layer(np.moveaxis(x, -1, 1) if first else x)])[0]
-    assert layer.compute_output_shape(
-        np.moveaxis(x, -1, 1).shape if first else x.shape
-    ) == tuple(y.shape)
+    y = to_numpy([compiled(layer)(ops.convert_to_tensor(inputs))])[0]
+    assert layer.compute_output_shape(inputs.shape) == y.shape
     y = np.moveaxis(y, 1, -1) if first else y
     np.testing.assert_allclose(y, expected(layer, x), rtol=1e-3, atol=1e-4)
 

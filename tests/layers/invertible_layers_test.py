@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 from keras_efficient import layers
+from tests.compilers import compiled
 from tests.gradients import LAST
 from tests.gradients import gradients
 
@@ -39,15 +40,6 @@ def image(sizes, channels=2, data_format="channels_last"):
 
 def product(x, y):
     return np.sum(array(x).astype("float64") * array(y))
-
-
-def compiled(fn):
-    """On JAX as one program, which compiles sooner than its operations."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        return jax.jit(fn)
-    return fn
 
 
 # One axis of a convolution: (stride, kernel size, size of the image).

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_efficient import layers
+from tests.compilers import compiled
 from tests.gradients import LAST
 from tests.gradients import fit_mode
 from tests.gradients import gradients
@@ -29,15 +30,6 @@ def down(rank, *args, **kwargs):
 
 def up(rank, *args, **kwargs):
     return layer("Up", rank, *args, **kwargs)
-
-
-def compiled(fn):
-    """On JAX as one program, which compiles sooner than its operations."""
-    if BACKEND == "jax":
-        import jax
-
-        return jax.jit(fn)
-    return fn
 
 
 def random(*shape):

@@ -11,6 +11,7 @@ from keras import ops
 from keras_efficient import models
 from keras_efficient.layers import MBConv
 from keras_efficient.utils import saved_activation_bytes
+from tests.compilers import compiled
 from tests.gradients import GRAPH
 from tests.gradients import MODES
 from tests.gradients import fit_mode
@@ -58,12 +59,8 @@ def images(model):
 
 
 def evaluate(fn, x):
-    """Return `fn(x)` as arrays, compiled where each operation would be."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        fn = jax.jit(fn)
-    return to_numpy(keras.tree.flatten(fn(x)))
+    """Return `fn(x)` as arrays."""
+    return to_numpy(keras.tree.flatten(compiled(fn)(x)))
 
 
 def build(name, *arguments, **options):

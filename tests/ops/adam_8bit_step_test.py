@@ -17,25 +17,16 @@ from keras_efficient.ops import sgd_8bit_step
 
 # private: the noise is tested with MicroAdam, where it comes from
 from keras_efficient.ops.uniform_noise import uniform_noise
+from tests.compilers import compiled
 
 SHAPES = [(1,), (123,), (31,), (32,), (33,), (4097,), (3, 3, 5, 7), (64, 48)]
 
 
-def compiled(fn):
-    """Compile on JAX, where each operation alone takes long to compile, and
-    make a graph on TensorFlow: tests here take hundreds of steps."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        options = {"xla_backend_optimization_level": 0}  # for speed, too
-        return jax.jit(fn, compiler_options=options)
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        graph = tf.function(fn, autograph=False)
-        # Each number would be a graph of its own.
-        return lambda *args: graph(*map(tensor, args))
-    return fn
+def stepper(fn):
+    """Compile it, into a graph on TensorFlow: tests take hundreds of steps."""
+    step_fn = compiled(fn, "graph")
+    # Each number would be a graph of its own.
+    return lambda *args: step_fn(*map(tensor, args))
 
 
 def tensor(x):
@@ -137,7 +128,7 @@ def test_adam_equations():
     oracles = [AdamOracle(shape, **options) for shape in SHAPES]
     states = [zero_state(shape) for shape in SHAPES]
 
-    @compiled
+    @stepper
     def step_fn(gradients, states, step):
         """Return updates, states, their moments and the noise of the scales."""
         results = []
@@ -171,7 +162,7 @@ def test_adam_equations():
 def test_adam_8bit_stays_near_adam(shape):
     m = v = np.zeros(shape)
     state, errors = zero_state(shape), []
-    step_fn = compiled(adam_8bit_step)
+    step_fn = stepper(adam_8bit_step)
     for t in range(1, 21):
         gradient = normal(*shape, seed=t)
         u, state = step_fn(ops.convert_to_tensor(gradient), state, t)
@@ -204,7 +195,7 @@ def test_equations_of_one_moment(fn, oracle, options):
     states = [zero_state(shape)[:2] for shape in SHAPES]
     moments = [cut(np.zeros(shape)) for shape in SHAPES]
 
-    @compiled
+    @stepper
     def step_fn(gradients, states):
         pairs = zip(gradients, states)
         return [fn(g, *state, **options) for g, state in pairs]
@@ -226,7 +217,7 @@ def test_equations_of_one_moment(fn, oracle, options):
 
 def test_dtypes_and_shapes():
     shape = (5, 64)
-    step_fn = compiled(adam_8bit_step)
+    step_fn = stepper(adam_8bit_step)
     u, state = step_fn(ops.ones(shape), zero_state(shape), 1)
     actual = [
         (tuple(x.shape), keras.backend.standardize_dtype(x.dtype))
@@ -242,7 +233,7 @@ def test_dtypes_and_shapes():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_gradient_is_computed_in_float32(dtype):
     gradient = ops.cast(normal(5, 64), dtype)
-    step_fn = compiled(adam_8bit_step)
+    step_fn = stepper(adam_8bit_step)
     half = step_fn(gradient, zero_state((5, 64)), 1)
     full = step_fn(ops.cast(gradient, "float32"), zero_state((5, 64)), 1)
     for x, y in zip((half[0], *half[1]), (full[0], *full[1]), strict=True):
@@ -259,7 +250,7 @@ def test_second_moment_follows_gradients_that_shrink():
     )
     state = zero_state(shape)._replace(velocity_codes=codes)
     state = state._replace(velocity_scale=root)
-    step_fn = compiled(adam_8bit_step)
+    step_fn = stepper(adam_8bit_step)
     for t, gradient in enumerate(gradients.astype("float32"), start=1000):
         _, state = step_fn(ops.convert_to_tensor(gradient), state, t)
         state = Adam8bitState(*state)
@@ -275,7 +266,7 @@ def test_seeds_and_steps_differ():
     gradient = ops.convert_to_tensor(normal(*shape))
     scales = {}
     for seed in (0, 1):
-        step_fn = compiled(functools.partial(adam_8bit_step, seed=seed))
+        step_fn = stepper(functools.partial(adam_8bit_step, seed=seed))
         for step in (1, 2):
             _, state = step_fn(gradient, zero_state(shape), step)
             scales[seed, step] = to_numpy([state.velocity_scale])[0]
@@ -284,7 +275,7 @@ def test_seeds_and_steps_differ():
 
 
 def test_faulty_entry_counts_as_zero():
-    step_fn = compiled(adam_8bit_step)
+    step_fn = stepper(adam_8bit_step)
     for fault in (np.nan, np.inf, -np.inf, 3e38, -2e18):
         states = [zero_state((5, 64)), zero_state((5, 64))]
         for t in range(1, 5):
@@ -306,7 +297,7 @@ def test_gradients_of_every_size():
     sizes = [0.0, 1e-30, 1e-20, 1e-16, 1e-12, 1e-7, 1.0, 1e9, 9e17]
     shape, epsilon = (len(sizes), 4, 64), 1e-12
     state = zero_state(shape)
-    step_fn = compiled(lambda g, s, t: adam_8bit_step(g, s, t, epsilon=epsilon))
+    step_fn = stepper(lambda g, s, t: adam_8bit_step(g, s, t, epsilon=epsilon))
     m = v = np.zeros(shape)
     for t in range(1, 6):
         gradient = 1.5 + normal(*shape, seed=t).clip(-1, 1)
@@ -329,7 +320,7 @@ def test_gradients_of_every_size():
 def test_small_entries_beside_a_large_one_make_no_large_steps():
     """A second moment of code 0 would leave the step without a bound."""
     shape, state = (8, 32), zero_state((8, 32))
-    step_fn = compiled(adam_8bit_step)
+    step_fn = stepper(adam_8bit_step)
     size = np.full(shape, 1.0 / 600, "float32")
     size[:, 0] = 1.0
     largest = 0.0

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_efficient.ops import dequantize_4bit
 from keras_efficient.ops import ld_adam_step
+from tests.compilers import compiled
 
 SHAPES = [(1,), (123,), (64, 48), (48, 64), (3, 3, 5, 7), (65, 129)]
 OPTIONS = {"beta_1": 0.9, "beta_2": 0.99, "rho": 0.8, "epsilon": 1e-7}
@@ -71,15 +72,6 @@ class Oracle:
         ratio = ratio / (np.sqrt(self.s / (1 - beta_2**t)) + epsilon)
         update = self.lift(p, ratio)
         return update.reshape(self.shape), error.reshape(self.shape)
-
-
-def compiled(fn):
-    """Compile on JAX, where each operation alone takes long to compile."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        return jax.jit(fn)
-    return fn
 
 
 @functools.cache

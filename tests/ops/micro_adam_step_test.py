@@ -12,6 +12,7 @@ from keras import ops
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
 from keras_efficient.ops.uniform_noise import uniform_noise
+from tests.compilers import compiled
 
 MASK = 2**32 - 1
 
@@ -122,16 +123,6 @@ class Oracle:
         }[bias_correction]
         u = c_1 * z_1 / (np.sqrt(c_2 * z_2) + epsilon)
         return u + self.alpha * self.rest / (np.sqrt(v_hat) + epsilon)
-
-
-def compiled(fn):
-    """Compile on JAX, where each operation alone takes long to compile."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        options = {"xla_backend_optimization_level": 0}  # for speed, too
-        return jax.jit(fn, compiler_options=options)
-    return fn
 
 
 def zero_state(size, layout, value_dtype="bfloat16"):

@@ -6,19 +6,10 @@ from hypothesis.extra import numpy as arrays
 
 from keras_efficient.ops import dequantize_4bit
 from keras_efficient.ops import quantize_4bit
+from tests.compilers import compiled
 
 FLOAT32_TINY = 2.0**-126  # below, hardware may round to zero
 FLOAT32_EPS = 2.0**-23
-
-
-def compiled(fn):
-    """Compile on JAX, where each operation alone takes long to compile."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        options = {"xla_backend_optimization_level": 0}  # for speed, too
-        return jax.jit(fn, compiler_options=options)
-    return fn
 
 
 @compiled

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import hypothesis
@@ -8,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 from keras_efficient.ops import dequantize_8bit
 from keras_efficient.ops import quantize_8bit
+from tests.compilers import compiled
 
 LARGEST = 65504.0**2  # what the root of a scale can hold
 
@@ -17,17 +19,7 @@ SHAPES = [
 ]
 
 
-def compiled(fn):
-    """Compile on JAX, where each operation alone takes long to compile."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        options = {"xla_backend_optimization_level": 0}  # for speed, too
-        return jax.jit(fn, static_argnums=1, compiler_options=options)
-    return fn
-
-
-@compiled
+@functools.partial(compiled, static_argnums=1)
 def round_trips(tensors, signed, noise):
     codes = [quantize_8bit(x, signed, noise) for x in tensors]
     return [(tensors, dequantize_8bit(*tensors)) for tensors in codes]
@@ -271,7 +263,8 @@ def test_computes_with_the_scale_that_it_returns(signed, monkeypatch):
     monkeypatch.setattr(
         keras.ops, "cast", lambda x, d: x if d == "float16" else cast(x, d)
     )
-    tensors = compiled(quantize_8bit)(keras.ops.convert_to_tensor(x), signed)
+    step_fn = compiled(quantize_8bit, static_argnums=1)
+    tensors = step_fn(keras.ops.convert_to_tensor(x), signed)
     actual_codes, actual_scale = map(keras.ops.convert_to_numpy, tensors)
     assert actual_scale.dtype == "float32"
     np.testing.assert_array_equal(actual_codes, codes)

@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 from keras_efficient.ops import sink_gd_step
+from tests.compilers import compiled
 
 SHAPES = [(1,), (123,), (64, 48), (48, 64), (3, 3, 5, 7), (65, 129)]
 
@@ -25,21 +26,12 @@ def oracle(gradient, iterations):
 
 
 @functools.cache
-def compiled(iterations):
-    """Compile on JAX, where each operation alone takes long to compile."""
-
-    def step_fn(gradient):
-        return sink_gd_step(gradient, iterations)
-
-    if keras.config.backend() == "jax":
-        import jax
-
-        return jax.jit(step_fn)
-    return step_fn
+def stepper(iterations):
+    return compiled(lambda gradient: sink_gd_step(gradient, iterations))
 
 
 def step(gradient, iterations=5):
-    update = compiled(iterations)(ops.convert_to_tensor(gradient))
+    update = stepper(iterations)(ops.convert_to_tensor(gradient))
     assert keras.backend.standardize_dtype(update.dtype) == "float32"
     assert tuple(update.shape) == tuple(gradient.shape)
     return ops.convert_to_numpy(update)
@@ -151,8 +143,8 @@ def test_extreme_entries_side_by_side():
 
 def test_half_precision_gradient_is_computed_in_float32():
     gradient = ops.cast(normal(48, 64), "bfloat16")
-    half = compiled(5)(gradient)
-    full = compiled(5)(ops.cast(gradient, "float32"))
+    half = stepper(5)(gradient)
+    full = stepper(5)(ops.cast(gradient, "float32"))
     assert keras.backend.standardize_dtype(half.dtype) == "float32"
     np.testing.assert_array_equal(
         ops.convert_to_numpy(half), ops.convert_to_numpy(full)

@@ -11,6 +11,7 @@ from keras import ops
 from keras_efficient.ops.weight_rounding import join_weight
 from keras_efficient.ops.weight_rounding import round_weight
 from keras_efficient.ops.weight_rounding import split_weight
+from tests.compilers import compiled
 
 BACKEND = keras.config.backend()
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -24,18 +25,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 @functools.cache
-def compiled(fn, dtype=None):
-    if dtype:
-        fn = functools.partial(fn, dtype=dtype)
-    if BACKEND == "jax":
-        import jax
-
-        return jax.jit(fn)
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(fn, jit_compile=True, autograph=False)
-    return fn
+def program(fn, dtype=None):
+    return compiled(functools.partial(fn, dtype=dtype) if dtype else fn, "xla")
 
 
 def numbers(dtype):
@@ -75,7 +66,7 @@ def oracle(x, dtype):
 @each_dtype
 def test_same_as_division(dtype):
     x = numbers(dtype)
-    weight, correction = compiled(split_weight, dtype)(ops.convert_to_tensor(x))
+    weight, correction = program(split_weight, dtype)(ops.convert_to_tensor(x))
     assert keras.backend.standardize_dtype(correction.dtype) == "int8"
     assert keras.backend.standardize_dtype(weight.dtype) == dtype
     weight, correction = to_numpy(weight), to_numpy(correction)
@@ -96,9 +87,9 @@ def test_same_as_division(dtype):
 @each_dtype
 def test_joined_is_what_was_split(dtype):
     x = numbers(dtype)
-    weight, correction = compiled(split_weight, dtype)(ops.convert_to_tensor(x))
-    joined = compiled(join_weight)(weight, correction)
-    again = compiled(split_weight, dtype)(joined)
+    weight, correction = program(split_weight, dtype)(ops.convert_to_tensor(x))
+    joined = program(join_weight)(weight, correction)
+    again = program(split_weight, dtype)(joined)
     for a, b in zip(again, (weight, correction), strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
     joined, weight = to_numpy(joined), to_numpy(weight)
@@ -118,9 +109,9 @@ def test_stale_corrections_move_a_weight_by_half_a_step(dtype):
     is_number = ~np.isnan(values)
     for stale in (-128, -1, 1, 127):
         stale = ops.full(weights.shape, stale, "int8")
-        joined = compiled(join_weight)(weights, stale)
+        joined = program(join_weight)(weights, stale)
         np.testing.assert_array_equal(
-            to_numpy(compiled(split_weight, dtype)(joined)[0]), values
+            to_numpy(program(split_weight, dtype)(joined)[0]), values
         )
         moved = np.abs(to_numpy(joined) - values)
         half = unit(np.abs(values), dtype) / 2
@@ -135,7 +126,7 @@ def test_stale_corrections_move_a_weight_by_half_a_step(dtype):
 def test_rounds_to_the_nearest(dtype):
     x = numbers(dtype)
     x = x[np.isfinite(x)]
-    actual = to_numpy(compiled(round_weight, dtype)(ops.convert_to_tensor(x)))
+    actual = to_numpy(program(round_weight, dtype)(ops.convert_to_tensor(x)))
     with np.errstate(all="ignore"):
         nearest = x.astype(DTYPES[dtype]).astype("float64")
     # In the middle of two, away from zero.
@@ -149,7 +140,7 @@ def test_rounds_to_the_nearest(dtype):
 @each_dtype
 def test_rounds_at_random_to_the_right_number_on_average(dtype):
     noise = (np.arange(2**16, dtype="float32") + 0.5) / 2**16
-    rounding = compiled(round_weight, dtype)
+    rounding = program(round_weight, dtype)
     values = [0.1234567, -3.3e-6, 1.7, 4e-8, -1.0]
     for value in values:
         x = ops.full(noise.shape, value, "float32")

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import keras
@@ -8,8 +9,8 @@ from keras import ops
 from keras_efficient.ops import ld_adam_step
 from keras_efficient.optimizers import LDAdam
 from keras_efficient.utils import optimizer_state_bytes
+from tests.compilers import compiled
 from tests.optimizers.table import check_close
-from tests.optimizers.table import compiled
 from tests.optimizers.table import make_gradients
 from tests.optimizers.table import make_variables
 from tests.optimizers.table import normal
@@ -110,7 +111,9 @@ def test_options_reach_the_step(error_feedback):
     slots = state_of(optimizer)[:number]
     state = [ops.copy(slot.value) for slot in slots]
     step_fn = stepper(optimizer, variables)
-    expected_fn = compiled(ld_adam_step, rounding="nearest", **options)
+    expected_fn = compiled(
+        functools.partial(ld_adam_step, rounding="nearest", **options)
+    )
     for step in range(1, 4):
         gradients = make_gradients(step)
         actual = step_fn(gradients)[0]

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import keras
@@ -8,9 +9,9 @@ from keras import ops
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
 from keras_efficient.optimizers import MicroAdam
+from tests.compilers import compiled
 from tests.optimizers.table import ITEMSIZE
 from tests.optimizers.table import check_close
-from tests.optimizers.table import compiled
 from tests.optimizers.table import normal
 from tests.optimizers.table import state_of
 from tests.optimizers.table import stepper
@@ -111,7 +112,9 @@ def test_options_reach_the_step():
     }
     optimizer = MicroAdam(0.1, **state_options, **step_options)
     step_fn = stepper(optimizer, [make_variable()])
-    expected_fn = compiled(micro_adam_step, block_size=320, **step_options)
+    expected_fn = compiled(
+        functools.partial(micro_adam_step, block_size=320, **step_options)
+    )
     state, expected = zero_state(**state_options), np.zeros((64, 64))
     for step in range(1, 5):
         actual = step_fn([make_gradient(step)])[0]
@@ -125,7 +128,7 @@ def test_options_reach_the_step():
 def test_tensor_without_gradient_keeps_its_state_and_its_age():
     variables, optimizer = [make_variable(), make_variable()], MicroAdam(0.1)
     state, expected = zero_state(), np.zeros((64, 64))
-    expected_fn = compiled(micro_adam_step, seed=0)
+    expected_fn = compiled(functools.partial(micro_adam_step, seed=0))
     for step in range(1, 8):
         gradient = ops.convert_to_tensor(make_gradient(step))
         if step in (1, 4, 5):
