@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from tests.optimizers.table import ALGORITHMS
 from tests.optimizers.table import BACKEND
 from tests.optimizers.table import check_equal
 from tests.optimizers.table import each_algorithm
+from tests.optimizers.table import each_with_a_third
 from tests.optimizers.table import make
 from tests.optimizers.table import make_gradients
 from tests.optimizers.table import make_variables
@@ -20,6 +20,7 @@ from tests.optimizers.table import plain_optimizer
 from tests.optimizers.table import plain_stepper
 from tests.optimizers.table import state_of
 from tests.optimizers.table import stepper
+from tests.optimizers.table import third_of_algorithms
 from tests.optimizers.table import to_numpy
 
 
@@ -65,9 +66,8 @@ def test_huge_and_tiny_gradients(name):
         check_finite(*optimizer.variables, *variables)
 
 
-@each_algorithm
-@pytest.mark.parametrize("min_size", [0, 4096])
-def test_tensors_of_one_element_or_none(name, min_size):
+@each_with_a_third("min_size", (0, 4096))
+def test_tensors_of_one_element_or_none(min_size, name):
     shapes = [(), (1,), (1, 1), (0,), (0, 5), (5, 0)]
     variables = [keras.Variable(np.ones(s, "float32")) for s in shapes]
     step_fn = stepper(make(name, min_size=min_size), variables)
@@ -124,7 +124,7 @@ def test_seeds_differ_by_tensor(name):
     assert all(equal) != random
 
 
-@each_algorithm
+@third_of_algorithms(2)
 def test_a_parameter_of_each_size_around_a_block(name):
     sizes = [63, 64, 65, 255, 256, 257, 4095, 4096, 4097]
     variables = [keras.Variable(ops.zeros((size,))) for size in sizes]

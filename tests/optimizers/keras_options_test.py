@@ -8,6 +8,7 @@ from tests.optimizers.table import TABLE
 from tests.optimizers.table import check_close
 from tests.optimizers.table import check_equal
 from tests.optimizers.table import each_algorithm
+from tests.optimizers.table import each_with_a_third
 from tests.optimizers.table import layout_of
 from tests.optimizers.table import make
 from tests.optimizers.table import make_gradients
@@ -15,12 +16,13 @@ from tests.optimizers.table import make_variables
 from tests.optimizers.table import plain_optimizer
 from tests.optimizers.table import plain_stepper
 from tests.optimizers.table import stepper
+from tests.optimizers.table import third_of_algorithms
 from tests.optimizers.table import to_numpy
 
 CODES = 1e-2  # part of the entries that another code may move
 
 
-@each_algorithm
+@third_of_algorithms(0)
 def test_learning_rate_schedule(name):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
         [0, 1], [0.1, 0.01, 0.5]
@@ -36,7 +38,7 @@ def test_learning_rate_schedule(name):
         check_close(actual, expected, 1e-6)
 
 
-@each_algorithm
+@third_of_algorithms(1)
 def test_weight_decay_what_is_excluded_from_it_and_average(name):
     decayed = make(
         name,
@@ -73,23 +75,23 @@ def clip_all(gradients):
     return [g / norm for g in gradients]
 
 
-@each_algorithm
-@pytest.mark.parametrize(
-    "option, clip", [("clipnorm", clip_each), ("global_clipnorm", clip_all)]
-)
-def test_clipping(name, option, clip):
+CLIPS = {"clipnorm": clip_each, "global_clipnorm": clip_all}
+
+
+@each_with_a_third("option", CLIPS)
+def test_clipping(option, name):
     actual = make_variables()
     clipped_step = stepper(make(name, **{option: 1.0}), actual)
     plain_step, expected = plain_stepper(name)
     for step in range(3):
         gradients = make_gradients(step)
         clipped_step(gradients)
-        plain_step(clip(gradients))
+        plain_step(CLIPS[option](gradients))
     outliers = 0.0 if TABLE[name].exact else CODES
     check_close(actual, expected, 1e-4, outliers)
 
 
-@each_algorithm
+@third_of_algorithms(2)
 def test_gradient_accumulation(name):
     actual = make_variables()
     accumulate = stepper(make(name, gradient_accumulation_steps=2), actual)
@@ -107,7 +109,7 @@ def test_gradient_accumulation(name):
         check_close(actual, expected, 1e-4)
 
 
-@each_algorithm
+@third_of_algorithms(0)
 def test_loss_scale_optimizer(name):
     inner = make(name)
     scaled = keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0)
@@ -125,7 +127,7 @@ def test_loss_scale_optimizer(name):
     check_equal(inner.variables, state)
 
 
-@each_algorithm
+@third_of_algorithms(1)
 def test_multi_optimizer(name):
     """Each of two gets the tensors that are its own."""
     ours, adam = make(name), keras.optimizers.Adam(0.1)
@@ -144,7 +146,7 @@ def test_multi_optimizer(name):
     check_close(variables, expected, 1e-4)
 
 
-@each_algorithm
+@third_of_algorithms(2)
 def test_half_precision_variables(name):
     """They keep their dtype, and the state does not depend on it."""
     variables = [*make_variables("bfloat16"), *make_variables("float16")]

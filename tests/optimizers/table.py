@@ -51,6 +51,30 @@ ALGORITHMS = [name for name in TABLE if name != "AdamW8bit"]
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
+def third(number):
+    """All algorithms on PyTorch, which compiles nothing; elsewhere a third.
+
+    Which one differs by number, from 0 to 2, and by backend.
+    """
+    if BACKEND == "torch":
+        return ALGORITHMS
+    return ALGORITHMS[(number + (BACKEND == "jax")) % 3 :: 3]
+
+
+def third_of_algorithms(number):
+    return pytest.mark.parametrize("name", third(number))
+
+
+def each_with_a_third(argument, values):
+    """Each value with all algorithms on PyTorch, elsewhere with a third."""
+    pairs = [(x, name) for i, x in enumerate(values) for name in third(i)]
+    return pytest.mark.parametrize((argument, "name"), pairs, ids=_id)
+
+
+def _id(value):
+    return getattr(value, "__name__", None)
+
+
 def make(name, learning_rate=0.1, **options):
     """Return the optimizer; without weight decay, which two have by default,
     and for all weights, not a tenth of them."""
@@ -95,16 +119,6 @@ def to_numpy(tensors):
     return [
         np.asarray(ops.convert_to_numpy(x)).astype("float64") for x in tensors
     ]
-
-
-def compiled(fn, **options):
-    """Compile on JAX, where each operation alone takes long to compile."""
-    fn = functools.partial(fn, **options)
-    if BACKEND == "jax":
-        import jax
-
-        return jax.jit(fn)
-    return fn
 
 
 def stepper(optimizer, variables):

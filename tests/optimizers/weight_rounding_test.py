@@ -12,6 +12,7 @@ from tests.optimizers.table import make
 from tests.optimizers.table import normal
 from tests.optimizers.table import state_of
 from tests.optimizers.table import stepper
+from tests.optimizers.table import third_of_algorithms
 from tests.optimizers.table import to_numpy
 
 SHAPES = {"kernel": (48, 96), "bias": (64,)}
@@ -120,7 +121,7 @@ def test_assigned_weights_are_what_they_are_assigned(kernels, monkeypatch):
             assert (np.abs(x - y) <= np.maximum(np.abs(y) / 256, 1e-38)).all()
 
 
-@each_algorithm
+@third_of_algorithms(0)
 def test_decay_and_average_are_in_float32(name, monkeypatch):
     monkeypatch.setattr(policy, "_chosen", "off")
     # Each decay is a tenth of the distance to the next bfloat16.
@@ -151,7 +152,7 @@ def test_decay_and_average_are_in_float32(name, monkeypatch):
     np.testing.assert_allclose(to_numpy([found])[0], average, rtol=3e-4)
 
 
-@each_algorithm
+@third_of_algorithms(1)
 def test_accumulates_and_unscales_in_float32(name, monkeypatch):
     """What is small is still there: in float16, both would make it 0."""
     monkeypatch.setattr(policy, "_chosen", "off")

@@ -18,6 +18,7 @@ from keras_efficient.layers import MomentumCoupling
 from keras_efficient.layers import ReversibleSequence
 from keras_efficient.utils import check_reversibility
 from tests.gradients import to_numpy
+from tests.marks import first
 from tests.twins import Rotation
 from tests.twins import batch
 from tests.twins import function
@@ -98,7 +99,7 @@ def test_pitfall_13_warns_of_sub_layers_that_make_discrete_choices(exact):
 
 
 @pytest.mark.parametrize(
-    "policy", ["float32", "mixed_bfloat16", "mixed_float16"]
+    "policy", first("mixed_bfloat16", "mixed_float16", "float32")
 )
 def test_pitfall_13_continuous_sub_layers_are_not_suspected(policy):
     def function(activation):
