@@ -44,7 +44,8 @@ class ReconstructionCheck:
 
     def keep(self, streams):
         """Return what `failed` compares with: samples of streams."""
-        return [sample(x) for x in streams]
+        # Copies: on PyTorch samples are views of all that they are from.
+        return [ops.copy(sample(x)) for x in streams]
 
     def failed(self, kept, streams):
         """Whether streams are not those that `keep` saw: a boolean tensor."""

@@ -23,7 +23,7 @@ def keep(layer, results):
     """Return samples of the results, or `None` if nothing is to be compared."""
     if layer in _compared or not all(map(backend.is_concrete, results)):
         return None
-    return [sample(y) for y in map(backend.stop_gradient, results)]
+    return [ops.copy(sample(y)) for y in map(backend.stop_gradient, results)]
 
 
 def compare(layer, kept, results):
