@@ -1,5 +1,6 @@
-"""The search and the processes of `tools/benchmark.py end_to_end`."""
+"""The search and the processes of `end_to_end`, and the rows of `peers`."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -73,3 +74,18 @@ def test_reversible_is_deeper_in_the_same_bytes(tmp_path):
     assert reversible["peak"] <= 0.08 * 2**30
     assert reversible["depth"] == 2 * plain["depth"]
     assert reversible["parameters"] > 1.9 * plain["parameters"]
+
+
+@once
+def test_peers_are_compared_or_skipped(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from benchmarks import peers
+    from benchmarks import peers_worker
+
+    options = argparse.Namespace(device="cpu", scale=1 / 16, steps=1)
+    rows = peers_worker.run("resampling", options)
+    ours, theirs = rows["keras_efficient"], rows["iunets"]
+    assert ours["values"] < 1e-5 and ours["gradients"] < 1e-4
+    assert rows["PyTorch"]["values"] == 0.0
+    assert "values" in theirs or theirs["why"].startswith("skipped: No module")
+    assert peers.tabulate("resampling", rows).row_count == 3

@@ -13,6 +13,7 @@ from benchmarks import existing
 from benchmarks import existing_peaks
 from benchmarks import methods
 from benchmarks import optimizers
+from benchmarks import peers
 from benchmarks import published
 from benchmarks import reversible
 from benchmarks import schedules
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "existing_peaks": existing_peaks,
     "methods": methods,
     "optimizers": optimizers,
+    "peers": peers,
     "published": published,
     "reversible": reversible,
     "schedules": schedules,
