@@ -10,12 +10,12 @@ from keras_efficient import backend
 from keras_efficient.conversion.arguments import as_batch
 from keras_efficient.conversion.arguments import as_bytes
 from keras_efficient.conversion.arguments import batch_size
+from keras_efficient.conversion.least_work import peak_of
 from keras_efficient.conversion.step_bytes import as_function
 from keras_efficient.conversion.step_bytes import bytes_of
 from keras_efficient.utils.layer_memory import activations_of
 from keras_efficient.utils.layer_memory import plain_runs
 from keras_efficient.utils.layer_memory import rows_of
-from keras_efficient.utils.measured_step import Change
 from keras_efficient.utils.memory_plan import make_plan
 from keras_efficient.utils.memory_usage import GIB
 from keras_efficient.utils.memory_usage import LayerMemory
@@ -25,6 +25,7 @@ from keras_efficient.utils.step_measurement import OPTIMIZERS
 from keras_efficient.utils.step_measurement import check_built
 from keras_efficient.utils.step_measurement import measure_step
 from keras_efficient.utils.step_memory import Line
+from keras_efficient.utils.step_memory import line_through
 from keras_efficient.utils.step_memory import measure_line
 from keras_efficient.utils.step_memory import usage
 
@@ -127,11 +128,11 @@ def _measured(model, inputs, optimizer, budget, advance):
         shorter = Line(line.fixed + fixed_part, line.an_example + an_example)
         ways["to_reversible"] = fixed["as it is"], kept + int(saved), shorter
     if step.costs:
-        plainly = step.peak(Change())
-        less = plainly - step.peak(Change(recompute="all"))
+        size = batch_size(inputs)
         saved = kept - sum(cost.kept - cost.inputs for cost in step.costs)
-        per_example = less / batch_size(inputs)
-        shorter = Line(line.fixed, line.an_example - per_example)
+        shorter = line_through(step.recomputed, model, size)
+        grows = peak_of(step.costs, [True] * len(step.costs)) / size
+        shorter = shorter.with_slope(max(shorter.an_example, grows), size)
         ways["recompute"] = fixed["as it is"], max(saved, 0), shorter
     ways |= {name: (fixed[name], kept, line) for name in OPTIMIZERS}
     if "recompute" in ways:

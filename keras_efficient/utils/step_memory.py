@@ -22,6 +22,11 @@ class Line(NamedTuple):
     def at(self, batch_size):
         return round(self.fixed + self.an_example * batch_size)
 
+    def with_slope(self, an_example, batch_size):
+        """Return another line through the point at a batch size."""
+        fixed = self.at(batch_size) - an_example * batch_size
+        return Line(fixed, an_example)
+
 
 def measure_line(model, inputs, is_needed, step=None, measure=peak_of_passes):
     """Measure the peak of the gradient at two batch sizes.
@@ -37,11 +42,16 @@ def measure_line(model, inputs, is_needed, step=None, measure=peak_of_passes):
     size = batch_size(inputs)
     peak = measure(model, inputs) if step is None else step.gradient
     if not is_needed:
-        fixed = min(bytes_of(model.trainable_variables), peak)
-        return Line(fixed, (peak - fixed) / size)
+        return line_through(peak, model, size)
     other = size // 2 if size > 1 else 2
     slope = (peak - measure(model, of_size(inputs, other))) / (size - other)
     return Line(peak - slope * size, slope)
+
+
+def line_through(peak, model, size):
+    """Return a `Line` in which nothing is fixed but the gradients."""
+    fixed = min(bytes_of(model.trainable_variables), peak)
+    return Line(fixed, (peak - fixed) / size)
 
 
 def of_size(inputs, size):
@@ -64,8 +74,12 @@ def usage(fixed, activations, line, inputs, budget):
     if budget:
         free = budget - held
         example = batch / size
+        # What is kept grows with the batch, even where gradients, which do
+        # not, rule the peak of this one.
+        slope = max(line.an_example, activations / size)
+        line = line.with_slope(slope, size)
         largest = min(
-            (free - line.fixed) / (max(line.an_example, 0) + example),
+            (free - line.fixed) / (line.an_example + example),
             (free - fixed.update) / example,
         )
         largest = max(0, math.floor(largest))
