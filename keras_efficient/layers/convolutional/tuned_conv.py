@@ -41,7 +41,7 @@ def merged_weights(conv, bn):
     dtype = keras.backend.result_type(conv.variable_dtype, "float32")
 
     def read(variable):
-        return ops.cast(stored(variable), dtype)
+        return ops.cast(stored([variable])[0], dtype)
 
     scale = ops.rsqrt(read(bn.moving_variance) + bn.epsilon)
     if bn.scale:
