@@ -11,17 +11,11 @@ ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 # With these XLA compiles for a CPU in a third of the time.
 EMITTERS = "xla_cpu_use_fusion_emitters"
 FLAGS = [f"--{EMITTERS}=false", "--xla_cpu_parallel_codegen_split_count=1"]
-LESS = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-]
 
 
 def set_flags():
     """Set those of XLA, which reads them when it first compiles."""
     flags = os.environ.get("XLA_FLAGS", "").split() + FLAGS
-    if keras.config.backend() == "tensorflow":
-        flags += LESS  # on JAX `optimize_less` says so test by test
     os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(flags))
 
 

@@ -273,12 +273,12 @@ def noisy_data():
     ).astype("float32")
 
 
-def noisy_model():
+def noisy_model(rate=0.2):
     keras.utils.set_random_seed(0)
     # On every backend the same.
     dense = keras.layers.Dense(1, kernel_initializer="ones")
     model = keras.Sequential([keras.Input((3,)), dense])
-    model.compile(keras.optimizers.SGD(0.2, momentum=0.5), "mse")
+    model.compile(keras.optimizers.SGD(rate, momentum=0.5), "mse")
     return model
 
 
@@ -292,7 +292,9 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_run_drops_where_the_whole_run_does(mode, tmp_path):
     def run(*others, folder):
-        callback, model = AutoDrop(mode, **MODES[mode]), noisy_model()
+        # Epochs that come to rest move by rounding, as each CPU does it.
+        model = noisy_model(0.01 if mode == "epoch" else 0.2)
+        callback = AutoDrop(mode, **MODES[mode])
         backup = keras.callbacks.BackupAndRestore(folder)
         with contextlib.suppress(Killed):
             model.fit(
