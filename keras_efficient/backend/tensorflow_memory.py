@@ -87,9 +87,9 @@ def peak_bytes(fn, params, inputs, release=False):
 
     `release` changes nothing: all gradients count.
 
-    The operations of the graph are gone through in the order in which XLA
-    runs them. A buffer lives until the last operation that reads it, which
-    may write into it what has its size and is computed entry by entry.
+    The operations of the graph are gone through as `_in_order` lists them. A
+    buffer lives until the last operation that reads it, which may write into
+    it what has its size and is computed entry by entry.
     """
     graph, _ = _trace(fn, params, inputs)
     operations = _in_order(graph)

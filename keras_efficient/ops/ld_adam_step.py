@@ -57,7 +57,7 @@ def ld_adam_step(
 
     - P starts at random, not from a singular value decomposition of the first
       gradient, which all later steps would have to compile, too, and which
-      reached the same loss.
+      reached the same loss on the digits.
     - 1e-8 of the trace of `b b^T` is added to its diagonal. That changes no
       eigenvector, but keeps P where b is zero.
     - Rows of M' less than 1e-5 of the largest are left out of u. Where the
