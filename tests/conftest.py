@@ -14,6 +14,7 @@ from tests.compilers import build_optimizers_first
 from tests.compilers import draw_by_numpy
 from tests.compilers import optimize_less
 from tests.compilers import set_flags
+from tests.devices import refuse_arrays
 
 set_flags()
 
@@ -31,6 +32,16 @@ def no_other_framework():
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "tensorflow", None)
             keras.utils.set_random_seed(0)  # once it has looked
+
+
+@pytest.fixture(autouse=True, scope="session")
+def as_on_a_gpu():
+    if keras.config.backend() == "torch":
+        with pytest.MonkeyPatch.context() as patch:
+            refuse_arrays(patch)
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,9 @@ PyTorch and JAX most of them are likely to be there, and three are enough:
     PYTHONPATH=site python tools/check_gpu.py
 
 (Add `--python-version` and `--platform` to the first line where the machines
-differ; run it where there is a network, the others where the GPU is.)
+differ; run it where there is a network, the others where the GPU is.) The model
+of a billion parameters is KerasHub's: it asks for keras-hub, kagglehub,
+kagglesdk, grain, array-record and portpicker, too.
 """
 
 import argparse

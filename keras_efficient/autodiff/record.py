@@ -4,6 +4,8 @@ import keras
 
 from keras_efficient import backend
 
+SEED_STATE = "seed_generator_state"  # of a `keras.random.SeedGenerator`
+
 
 class Record(keras.StatelessScope):
     """Hold back what is written within, and note what is read and written.
@@ -38,6 +40,7 @@ class Record(keras.StatelessScope):
         self.written = {}
         self.through = through
         self._is_reading = False
+        self._not_lent = dict(self.variables)  # in the order of the first call
 
     def __enter__(self):
         super().__enter__()
@@ -57,6 +60,9 @@ class Record(keras.StatelessScope):
         if self._is_reading:
             return None  # Keras then takes the variable's own value
         key = id(variable)
+        if key not in self.state_mapping and variable.name == SEED_STATE:
+            self._share_generator(variable)
+        self._not_lent.pop(key, None)
         if key not in self.state_mapping:
             self.variables[key] = variable  # else its id may be used again
             # Not in the graph of a branch that happens to read it first.
@@ -64,6 +70,20 @@ class Record(keras.StatelessScope):
                 self.first[key] = self.fetch(variable)
                 self.state_mapping[key] = self.delay(self.first[key])
         return self.state_mapping[key]
+
+    def _share_generator(self, variable):
+        """See the state of a generator that is another one in this thread.
+
+        Keras has a generator for `seed=None` in each thread, and PyTorch runs
+        the backward pass of a GPU in one of its own. It takes the place of the
+        generator that the call has read at this point before.
+        """
+        for key, known in self._not_lent.items():
+            if known.name == SEED_STATE:
+                self.state_mapping[id(variable)] = self.state_mapping[key]
+                self.variables[id(variable)] = variable
+                del self._not_lent[key]
+                return
 
     def fetch(self, variable):
         """Return the value of a variable that is read for the first time."""

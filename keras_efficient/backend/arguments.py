@@ -1,6 +1,9 @@
-"""Checks of the numbers that users give, with one form of message."""
+"""Checks of what users give, with one form of message."""
 
 import numbers
+
+import keras
+import numpy as np
 
 
 def check_integers(least, **values):
@@ -32,3 +35,13 @@ def check_numbers(interval, **values):
             raise ValueError(
                 f"`{name}` must be in {interval}. Received: {name}={value!r}"
             )
+
+
+def as_array(x, dtype=None):
+    """Return an array of what a user gave: an array, lists, or a tensor.
+
+    `np.asarray` takes no tensor that is on a GPU or needs a gradient.
+    """
+    if not isinstance(x, np.ndarray):  # which this would copy
+        x = keras.ops.convert_to_numpy(x)
+    return np.asarray(x, dtype)

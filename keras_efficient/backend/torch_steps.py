@@ -5,6 +5,10 @@ import functools
 
 import torch
 
+# Entries of gradients that wait to be used together. For a small tensor the
+# calls from Python take longer than what they compute.
+BATCH_SIZE = 2**22
+
 
 def divided_train_step(model, micro, data):
     """Run a training step in parts, and update once.
@@ -41,16 +45,30 @@ def _tracker(model):
 
 @contextlib.contextmanager
 def gradient_hooks(variables, update):
-    """Within, `update(variable, gradient)` is called in the backward pass.
+    """Within, `update(variables, gradients)` is called in the backward pass.
 
-    It is called once a variable, as soon as its gradient is complete, which is
-    dropped then.
+    It is called once for each variable, as soon as its gradient is complete,
+    which is dropped then. Small gradients wait for each other, until they have
+    as many entries as the largest variable, or `BATCH_SIZE`.
     """
+    largest = max((v.value.numel() for v in variables), default=0)
+    enough = min(BATCH_SIZE, largest)
+    waiting = []
+
+    def use(pairs):
+        with torch.no_grad():
+            update(*map(list, zip(*pairs)))
 
     def take(variable, tensor):
-        gradient, tensor.grad = tensor.grad, None
-        with torch.no_grad():
-            update(variable, gradient)
+        pair = variable, tensor.grad
+        tensor.grad = None
+        if tensor.numel() >= enough:
+            use([pair])
+            return
+        waiting.append(pair)
+        if sum(gradient.numel() for _, gradient in waiting) >= enough:
+            use(waiting)
+            waiting.clear()
 
     with contextlib.ExitStack() as stack:
         for v in variables:
@@ -59,3 +77,5 @@ def gradient_hooks(variables, update):
             )
             stack.callback(hook.remove)
         yield
+        if waiting:
+            use(waiting)

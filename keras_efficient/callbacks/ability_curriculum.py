@@ -1,5 +1,6 @@
 import numpy as np
 
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.backend.arguments import check_integers
 from keras_efficient.backend.arguments import check_numbers
 from keras_efficient.callbacks.callback_state import StatefulCallback
@@ -91,10 +92,10 @@ class AbilityCurriculum(StatefulCallback):
         check_numbers("[0, inf)", step=step)
         check_numbers("(-inf, inf)", upper=upper)
         check_integers(1, min_examples=min_examples)
-        self.difficulties = np.asarray(difficulties, "float64")
+        self.difficulties = as_array(difficulties, "float64")
         x, labels, b = validation
         self._x, self._labels = x, classes(labels)
-        self._difficulties = np.asarray(b, "float64")
+        self._difficulties = as_array(b, "float64")
         for name, array, size in (
             ("difficulties", self.difficulties, dataset.num_examples),
             ("validation", self._difficulties, len(self._labels)),

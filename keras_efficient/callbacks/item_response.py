@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_efficient.backend.arguments import as_array
+
 STEPS = 30  # of Newton's method, each at most 1 wide
 
 
@@ -19,7 +21,7 @@ def ability(responses, difficulties):
     with r_i = 1 for a right answer, -1 for a wrong one. The sum is concave.
     More axes of `responses`, before the last, are more people.
     """
-    right = np.asarray(responses, "float64")
+    right = as_array(responses, "float64")
     theta = np.zeros(right.shape[:-1])
     for _ in range(STEPS):
         p = sigmoid(theta[..., None] - difficulties)

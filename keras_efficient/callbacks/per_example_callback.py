@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import as_array
+
 
 def begin_epoch(dataset, epoch):
     """Let a `utils.SelectableDataset` know which epoch begins.
@@ -43,7 +45,7 @@ def predictions(model, x, batch_size):
 
 def classes(labels):
     """Return integer classes of labels that are integers or one-hot."""
-    labels = np.asarray(labels)
+    labels = as_array(labels)
     if labels.ndim > 1 and labels.shape[-1] > 1:
         return labels.argmax(-1)
     return labels.reshape(-1).astype("int64")

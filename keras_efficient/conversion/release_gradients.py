@@ -21,8 +21,10 @@ def release_gradients(model, release=True):
     updates. Here a variable is updated within the backward pass, once its
     gradient is complete, and the gradient is gone: those of a layer or a
     block are there at a time, in a reversible run or with
-    `keras_efficient.recompute` those of one block. Losses, variables and the
-    optimizer's state are those of a plain step.
+    `keras_efficient.recompute` those of one block. Small gradients wait for
+    each other, at most as many entries as the largest variable has, or 4
+    million. Losses, variables and the optimizer's state are those of a plain
+    step.
 
     On JAX and TensorFlow nothing is changed: XLA puts each update of a
     compiled step right behind its gradient as it is (`guides/benchmarks.md`
@@ -92,9 +94,9 @@ class _Release:
             optimizer.build(model.trainable_variables)
         step = optimizer.iterations.numpy()
 
-        def update(variable, gradient):
+        def update(variables, gradients):
             optimizer.iterations.assign(step)  # each call moves it on
-            type(optimizer).apply(optimizer, [gradient], [variable])
+            type(optimizer).apply(optimizer, gradients, variables)
 
         hooks = backend.gradient_hooks(model.trainable_variables, update)
         with hooks, _updated_already(optimizer):

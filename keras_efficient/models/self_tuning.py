@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficient.autodiff.held_constant import held_constant
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.backend.arguments import check_integers
 from keras_efficient.backend.arguments import check_numbers
 
@@ -16,7 +17,7 @@ class JointBatches(keras.utils.PyDataset):
     def __init__(self, train, tuning, batch_size, shuffle):
         super().__init__()
         self.sets = [
-            keras.tree.map_structure(np.asarray, s) for s in (train, tuning)
+            keras.tree.map_structure(as_array, s) for s in (train, tuning)
         ]
         self.sizes = [len(keras.tree.flatten(s)[0]) for s in self.sets]
         self.batch_size, self.shuffle = batch_size, shuffle

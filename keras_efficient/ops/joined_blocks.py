@@ -28,7 +28,8 @@ class JoinedBlocks:
             np.cumsum(self.blocks), self.blocks, self.sizes
         ):
             counts[end - 1 : end] -= blocks * self.block_size - size
-        return counts
+        # A tensor of a GPU takes no array beside it.
+        return ops.convert_to_tensor(counts)
 
     def join(self, tensors):
         """Join float32 tensors of the shapes, `(blocks, block_size)`."""

@@ -211,8 +211,8 @@ class SelectedAdam(CompressedOptimizer):
             x = uniform_noise(tuple(x.shape), 0, index)
         x = ops.abs(blocks.join([ops.cast(x, "float32")]))
         x = -x if self.select == "smallest" else x
-        is_filling = np.arange(self.block_size) >= blocks.counts()
-        return ops.where(is_filling, -math.inf, x)
+        places = ops.arange(self.block_size, dtype="float32")
+        return ops.where(places >= blocks.counts(), -math.inf, x)
 
     def _masked(self, index, gradient):
         shape = tuple(self._trainable_variables[index].shape)

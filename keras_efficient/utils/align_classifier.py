@@ -2,6 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.backend.arguments import check_integers
 from keras_efficient.backend.arguments import check_numbers
 
@@ -75,9 +76,9 @@ def align_classifier(
     Reference:
         - [Zhang et al., 2023](https://arxiv.org/abs/2303.05118)
     """
-    means, covariances = np.asarray(means), np.asarray(covariances)
+    means, covariances = map(as_array, (means, covariances))
     classes = len(means)
-    tasks = np.zeros(classes, int) if tasks is None else np.asarray(tasks)
+    tasks = np.zeros(classes, int) if tasks is None else as_array(tasks)
     if (
         means.ndim != 2
         or covariances.shape != (*means.shape, means.shape[1])

@@ -1,5 +1,7 @@
 import numpy as np
 
+from keras_efficient.backend.arguments import as_array
+
 
 def class_statistics(features, labels):
     """Return the mean and the covariance of the features of each class.
@@ -33,8 +35,8 @@ def class_statistics(features, labels):
     Reference:
         - [Zhang et al., 2023](https://arxiv.org/abs/2303.05118)
     """
-    features = np.asarray(features, "float64")
-    labels = np.asarray(labels)
+    features = as_array(features, "float64")
+    labels = as_array(labels)
     if (
         features.ndim != 2
         or labels.shape != features.shape[:1]

@@ -1,5 +1,6 @@
 import numpy as np
 
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.callbacks.item_response import ability
 
 ROUNDS = 200
@@ -42,7 +43,7 @@ def item_difficulties(responses):
     Reference:
         - [Meng et al., 2024](https://arxiv.org/abs/2408.05326)
     """
-    right = np.asarray(responses, "float64")
+    right = as_array(responses, "float64")
     if right.ndim != 2 or 0 in right.shape or not np.isin(right, (0, 1)).all():
         raise ValueError(
             "`responses` must be an array of shape (people, items) of 0 and 1. "

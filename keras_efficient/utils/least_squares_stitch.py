@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.backend.arguments import check_numbers
 
 
@@ -40,7 +41,7 @@ def least_squares_stitch(front, end, ridge=0.0, name=None):
     Reference:
         - [Pan et al., 2023](https://arxiv.org/abs/2302.06586)
     """
-    front, end = (np.asarray(a, "float64") for a in (front, end))
+    front, end = (as_array(a, "float64") for a in (front, end))
     x = front.reshape(-1, front.shape[-1])
     y = end.reshape(-1, end.shape[-1])
     if len(x) != len(y) or not len(x):

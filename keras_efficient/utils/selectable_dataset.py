@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.backend.arguments import check_integers
 
 
@@ -67,11 +68,11 @@ class SelectableDataset(keras.utils.PyDataset):
         seed=0,
     ):
         super().__init__()
-        self.x = keras.tree.map_structure(np.asarray, x)
-        self.targets = np.asarray(targets)
+        self.x = keras.tree.map_structure(as_array, x)
+        self.targets = as_array(targets)
         self.sample_weight = sample_weight
         if sample_weight is not None:
-            self.sample_weight = np.asarray(sample_weight, "float32")
+            self.sample_weight = as_array(sample_weight, "float32")
         lengths = {len(a) for a in keras.tree.flatten(self.x)}
         lengths.add(len(self.targets))
         if sample_weight is not None:

@@ -1,8 +1,12 @@
 """What PyTorch alone does: autocast, compilation, data parallelism."""
 
+import random
+import threading
+
 import keras
 import pytest
 from keras import layers
+from keras import ops
 
 from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import Recompute
@@ -156,3 +160,38 @@ def test_pitfall_20_distributed_data_parallel(tmp_path):
             torch.testing.assert_close(ours, theirs)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def noise(x):
+    return x * (1 + keras.random.normal(ops.shape(x)))  # of no seed
+
+
+@pytest.mark.parametrize("kind", [Recompute, ReversibleSequence])
+def test_backward_pass_of_another_thread_draws_the_same(kind):
+    """PyTorch runs that of a GPU in a thread of its own.
+
+    There Keras has another generator for what is drawn without a seed.
+    """
+    found = []
+    for in_thread in (True, False):
+        keras.utils.set_random_seed(1)
+        functions = [function(), layers.Lambda(noise), function()]
+        if kind is ReversibleSequence:
+            functions = [AdditiveCoupling(f, function()) for f in functions]
+        layer = kind(functions)
+        width = 16 if kind is ReversibleSequence else 8
+        x = ops.convert_to_tensor(batch(4, width))
+        layer.build(x.shape)
+        for _ in range(2):
+            loss = ops.sum(layer(x, training=True) ** 2)
+            state = random.getstate()
+            if in_thread:
+                thread = threading.Thread(target=loss.backward)
+                thread.start()
+                thread.join()
+            else:
+                loss.backward()
+            assert random.getstate() == state
+        found.append([v.value.grad for v in layer.trainable_variables])
+    for ours, theirs in zip(*found):
+        assert torch.any(ours != 0) and torch.equal(ours, theirs)

@@ -20,7 +20,8 @@ def round_trip(x, noise):
 
 def quantize(x, noise=0.5):
     """Return codes (one byte each), low, high and the decoded tensor."""
-    tensors, decoded = round_trip(keras.ops.convert_to_tensor(x), noise)
+    arguments = [keras.ops.convert_to_tensor(a, "float32") for a in (x, noise)]
+    tensors, decoded = round_trip(*arguments)
     dtypes = [keras.backend.standardize_dtype(y.dtype) for y in tensors]
     assert dtypes == ["uint8", "bfloat16", "bfloat16"]
     decoded = keras.ops.convert_to_numpy(decoded)

@@ -34,6 +34,7 @@ def quantize_all(values, signed, noise=0.5):
     """Do so for each of many, by one program."""
     values = [np.asarray(x, "float32") for x in values]
     tensors = list(map(keras.ops.convert_to_tensor, values))
+    noise = keras.ops.convert_to_tensor(noise, "float32")
     pairs = zip(values, round_trips(tensors, signed, noise), strict=True)
     return [as_arrays(x, signed, *found) for x, found in pairs]
 

@@ -79,9 +79,10 @@ def tasks(device):
     """Return the list of tasks for "cuda" or "cpu"."""
     found = kernel_scripts() if device == "cuda" else []
     found += [checks(backend, device) for backend in BACKENDS]
-    found += [billion(backend, device) for backend in BACKENDS[:2]]
+    found.append(billion("torch", device, 45))
     for backend, seconds, words in CUDA if device == "cuda" else CPU:
         found.append(benchmark(backend, device, seconds, words))
+    found.append(billion("jax", device, 140))  # two minutes of which compile
     return found
 
 
@@ -112,7 +113,7 @@ def checks(backend, device):
     )
 
 
-def billion(backend, device):
+def billion(backend, device, seconds):
     """All weights of a model of a billion, with 8 GiB of the card."""
     module = "benchmarks.billion_worker"
     command = [sys.executable, "-m", module, device]
@@ -122,7 +123,7 @@ def billion(backend, device):
         name=module,
         backend=backend,
         command=command,
-        seconds=90 if device == "cuda" else 20,
+        seconds=seconds if device == "cuda" else 20,
         rows=gpu_rows.of_billion,
     )
 

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.backend.arguments import check_integers
 from keras_efficient.backend.arguments import check_numbers
 
@@ -104,7 +105,7 @@ class KeyValueBottleneck(keras.layers.Layer):
 
     def call(self, inputs):
         places = self.look_up(inputs)
-        first = self.num_keys * np.arange(self.num_codebooks, dtype="int32")
+        first = self.num_keys * ops.arange(self.num_codebooks, dtype="int32")
         return ops.mean(ops.take(self.values, places + first, axis=0), axis=-2)
 
     def look_up(self, inputs):
@@ -131,7 +132,7 @@ class KeyValueBottleneck(keras.layers.Layer):
             batch_size: Integer. Defaults to `256`.
             epochs: Integer. Defaults to `1`.
         """
-        data = np.asarray(ops.convert_to_numpy(data), "float32")
+        data = as_array(data, "float32")
         data = data.reshape(-1, data.shape[-1])
         if not self.built:
             self.build(data.shape)

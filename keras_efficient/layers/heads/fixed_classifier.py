@@ -2,6 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficient.backend.arguments import as_array
 from keras_efficient.backend.arguments import check_integers
 from keras_efficient.backend.arguments import check_numbers
 
@@ -77,7 +78,7 @@ class FixedClassifier(keras.layers.Layer):
         check_integers(2, num_classes=num_classes)
         check_integers(0, seed=seed)
         if not isinstance(targets, str):
-            targets = np.asarray(targets, "float32")
+            targets = as_array(targets, "float32")
             if targets.ndim != 2 or len(targets) != num_classes:
                 raise ValueError(
                     "`targets` must be an array of shape (num_classes, "
