@@ -20,11 +20,11 @@ KERAS_BACKEND=torch python guides/one_billion_parameters.py --size 1B
 KERAS_BACKEND=torch python guides/one_billion_parameters.py --size 124M
 ```
 
-The first takes about an hour on two cores, the second some minutes, on a CPU
-with AVX-512. PyTorch multiplies 16-bit matrices without vectors on others, 65
-times as slowly as float32: take JAX there. `KERAS_BACKEND` may be `jax`,
-`tensorflow` or `torch`. It has to be set before Keras is imported for the first
-time. The limit and the peaks are asked of Linux.
+The first takes a quarter of an hour on two cores with AMX, the second some
+minutes. PyTorch multiplies 16-bit matrices without vectors where there is no
+AVX-512, 65 times as slowly as float32: take JAX there. `KERAS_BACKEND` may be
+`jax`, `tensorflow` or `torch`. It has to be set before Keras is imported for
+the first time. The limit and the peaks are asked of Linux.
 """
 
 import argparse
@@ -448,7 +448,9 @@ def draw(stacks, results, path):
         left += sizes
     bars.set_xlabel("GB at the peak")
     bars.invert_yaxis()
-    bars.legend(fontsize=7)
+    bars.legend(
+        fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.2)
+    )
     for (version, part, _), found in fits.items():
         steps = range(1, len(found["losses"]) + 1)
         label = f"{version}, {part:.0%} of the depth"

@@ -32,7 +32,7 @@ def segment(width, hidden):
     )
 
 
-def recomputed(store, depth=3, width=8, hidden=16):
+def recomputed(store, depth=2, width=8, hidden=16):
     """Segments, of which the inputs are kept."""
     segments = [segment(width, hidden) for _ in range(depth)]
     return Recompute(segments, store=store)
@@ -100,14 +100,14 @@ def test_half_of_the_bytes_are_kept(build):
             saved_activation_bytes(
                 model_of(build, store, depth, width=64, hidden=64), x
             )
-            for depth in (2, 8)
+            for depth in (1, 4)
         )
         return many - few
 
     plain, half = grown(None), grown("bfloat16")
-    assert plain > 6 * 0.9 * x.nbytes
+    assert plain > 3 * 0.9 * x.nbytes
     # (A third on PyTorch, where streams are views of what is kept in full.)
-    assert x.nbytes < half < 0.6 * plain
+    assert 0.5 * x.nbytes < half < 0.6 * plain
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="it can")

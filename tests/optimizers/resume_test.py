@@ -17,7 +17,10 @@ from tests.optimizers.table import each_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 # Once around: what goes from each to the next goes from each to each.
-OTHER = {"jax": "tensorflow", "tensorflow": "torch", "torch": "jax"}[BACKEND]
+BACKENDS = ("jax", "tensorflow", "torch")
+OTHER = dict(zip(BACKENDS, (*BACKENDS[1:], BACKENDS[0])))[BACKEND]
+# There each third of the optimizers goes on; the others are loaded only.
+GO_ON = [*TABLE][BACKENDS.index(BACKEND) :: 3]
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +45,8 @@ def finish(in_one_piece, folder):
 
     def finish(backend, name):
         if backend not in done:
-            sources = ["keras", "backup"] if backend == BACKEND else ["keras"]
-            take_up(folder, backend, sources)
+            own = ["keras", "backup"]
+            take_up(folder, backend, own if backend == BACKEND else GO_ON)
             done.add(backend)
         return resumed_run.read(folder / f"{name}_{backend}.npz")
 
@@ -99,12 +102,14 @@ def test_killed_fit_goes_on_bit_for_bit(in_one_piece, finish, name):
 
 
 @each_optimizer
-def test_other_backend_goes_on_to_the_same_loss(in_one_piece, finish, name):
+def test_other_backend_has_the_state_and_goes_on(in_one_piece, finish, name):
     actual, expected = finish(OTHER, name), in_one_piece[name]
     check_state_is_there(actual["half"])
     assert list(actual["half"]) == list(expected["half"])
     for key, value in expected["half"].items():
         np.testing.assert_array_equal(actual["half"][key], value, err_msg=key)
+    if name not in GO_ON:
+        return
     # Where two entries are next to each other in size, rounding decides which
     # of them enters MicroAdam's window, and QR turns LDAdam's subspace where
     # the gradient has no direction that stands out.

@@ -1,8 +1,10 @@
 """Train for ten steps, in one process or in two.
 
-`python resumed_run.py FOLDER keras [backup]` takes up, on its own backend, the
-runs that `start` of another process left in FOLDER, from `.keras` files and
-from what `BackupAndRestore` kept, and writes what comes of them to FOLDER.
+`python resumed_run.py FOLDER SOURCE...` takes up, on its own backend, the runs
+that `start` of another process left in FOLDER, and writes what comes of them to
+FOLDER. All `.keras` files are loaded; a run goes on from its file if the name
+of its optimizer is a source, or `keras` is, and from what `BackupAndRestore`
+kept if `backup` is.
 """
 
 import contextlib
@@ -136,12 +138,11 @@ def start(name, folder):
 
 def finish(name, folder, sources):
     """Take up what `start` left; return what comes of it, by source."""
-    results = {}
-    if "keras" in sources:
-        model = keras.models.load_model(folder / f"{name}.keras")
-        # A file of another backend may ask for what takes minutes here.
-        model.jit_compile = BACKEND == "jax"
-        results["half"] = values(model)
+    model = keras.models.load_model(folder / f"{name}.keras")
+    # A file of another backend may ask for what takes minutes here.
+    model.jit_compile = BACKEND == "jax"
+    results = {"half": values(model)}
+    if "keras" in sources or name in sources:
         results["losses"] = {"": train_on_batches(model)}
         results["whole"] = values(model)
     if "backup" in sources:
