@@ -23,12 +23,13 @@ def shared_lookup(table, indices):
         table, for the other use. Without one it is as a plain lookup.
     """
 
+    size, width = table.shape  # that of a gradient TensorFlow may not know
+
     def forward(table, indices):
         return (ops.take(table, indices, axis=0), table), indices
 
     def backward(indices, cotangents):
         d_rows, d_table = cotangents
-        size, width = d_table.shape
         indices = ops.where(indices < 0, indices + size, indices)
         d_table = backend.add_rows(
             d_table,

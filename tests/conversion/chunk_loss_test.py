@@ -9,6 +9,7 @@ from keras import ops
 from keras_efficient import chunk_loss
 from keras_efficient import models
 from keras_efficient.models import chunked_training
+from keras_efficient.ops import head_in_pieces
 from tests.gradients import ENDS
 from tests.gradients import LAST
 from tests.gradients import fit_mode
@@ -295,6 +296,24 @@ def test_mixed_precision(policy, chunks):
         keras.config.set_dtype_policy(before)
     assert len(chunks) > 0
     # The plain model rounds its logits to 16 bits.
+    assert_same(*results[::-1], tolerance=1e-2)
+
+
+def test_pieces_of_a_tied_kernel_of_16_bits(monkeypatch, chunks):
+    """The gradient of its lookup is added to what the pieces leave."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        results = []
+        for words in (head_in_pieces.WORDS_A_PIECE, 16):
+            monkeypatch.setattr(head_in_pieces, "WORDS_A_PIECE", words)
+            monkeypatch.setattr(head_in_pieces, "ENTRIES_A_PIECE", words)
+            model = chunk_loss(made("tied"))
+            compiled(model, metrics=[], weighted_metrics=[])
+            results.append(trained(model, weights=None))
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert len(chunks) > 0
     assert_same(*results[::-1], tolerance=1e-2)
 
 
