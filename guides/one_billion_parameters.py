@@ -273,7 +273,7 @@ def in_a_file(model, imports):
         model.save_weights(path)
         saved = time.perf_counter()
         for v in model.trainable_variables:
-            v.assign(keras.ops.zeros_like(v))
+            v.assign(keras.ops.zeros(v.shape, v.dtype))
         model.load_weights(path)
         loaded = time.perf_counter()
     return {

@@ -73,6 +73,35 @@ def test_gradients_equal_those_of_the_plain_twin(mode):
     assert all(np.any(d != 0) for d in expected[2])
 
 
+class Approximate(keras_layers.Layer):
+    """Says so; and its inverse is far off."""
+
+    has_exact_inverse = False
+
+    def call(self, x):
+        return x + x**3
+
+    def inverse(self, y):
+        return 0.5 * y
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@once
+def test_an_approximate_inverse_is_not_used_for_gradients():
+    results = []
+    for reversible in (True, False):
+        keras.utils.set_random_seed(7)
+        inputs = keras.Input((8, 8, 2))
+        blocks = [coupling(1), Approximate(), coupling(1)]
+        run = layers.ReversibleSequence(blocks, reversible)
+        model = keras.Model(inputs, run(inputs))
+        results.append(gradients(model, [batch(2, 8, 8, 2)]))
+    for ours, theirs in zip(*results):
+        assert max(relative_errors(ours, theirs)) < 1e-4
+
+
 def test_a_run_that_resizes_has_an_inverse(tmp_path):
     model = model_of(resizing, (8, 8, 2))
     run = model.layers[-1]

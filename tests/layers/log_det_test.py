@@ -7,6 +7,7 @@ from keras import layers as keras_layers
 from keras import ops
 
 from keras_efficient import layers
+from keras_efficient.layers.reversible.log_det import WithLogDet
 from keras_efficient.utils import saved_activation_bytes
 from tests.compilers import compiled
 from tests.gradients import MODES
@@ -192,6 +193,22 @@ def test_log_det_of_several_streams():
     parts = first(x[0], return_log_det=True), last.layer.log_det(x[2])
     expected = np.add(*to_numpy([parts[0][1], parts[1]]))
     np.testing.assert_allclose(*to_numpy([log_det]), expected, atol=1e-5)
+
+
+def test_the_sum_is_undone():
+    layer, x = affine(), batch(3, 6)
+    layer.build(x.shape)
+    streams = [ops.convert_to_tensor(part) for part in np.split(x, 2, 1)]
+    streams.append(ops.convert_to_tensor([1.0, 2.0, 3.0]))
+    block = WithLogDet(layer)
+
+    def evaluate(function, x, *_):
+        return function(x)
+
+    outputs = block.couple(streams, evaluate)
+    assert ops.max(ops.abs(outputs[-1] - streams[-1])) > 0.01
+    for found, expected in zip(block.uncouple(outputs, evaluate), streams):
+        np.testing.assert_allclose(*to_numpy([found, expected]), atol=1e-5)
 
 
 def model(reversible=True, depth=1):

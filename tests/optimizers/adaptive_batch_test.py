@@ -89,8 +89,8 @@ def test_the_number_grows_to_what_noise_asks_for_and_never_shrinks():
     step_fn = stepper(optimizer, [variable])
     m, noise, signal, steps, batch = 2, 0.0, 0.0, 0, []
     seen = []
-    for _ in range(200):
-        gradient = noisy(rng, mean, 3.0)
+    for i in range(300):
+        gradient = noisy(rng, mean, 3.0 if i < 200 else 0.1)
         step_fn([gradient])
         batch.append(gradient.astype("float64"))
         if len(batch) == m:
