@@ -81,10 +81,8 @@ class MomentumSchedule(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         if not self._moves:
             return
-        # On JAX variables are elsewhere while `fit` runs.
-        sync = getattr(self.model, "jax_state_sync", None)
-        if sync is not None:
-            sync()
+        # On JAX variables are elsewhere while `fit` runs, until a callback asks
+        # for the model.
         part = min(1, int(self.model.optimizer.iterations) / self.steps)
         for momentum in self._momenta:
             momentum.assign(self.start + (self.end - self.start) * part)

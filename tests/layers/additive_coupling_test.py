@@ -5,6 +5,9 @@ from keras import layers
 from keras import ops
 
 from keras_efficient.layers import AdditiveCoupling
+from keras_efficient.layers import ReversibleSequence
+from tests.gradients import gradients
+from tests.twins import relative_errors
 
 
 def batch(*shape):
@@ -70,6 +73,13 @@ def test_an_odd_channel_count_gives_the_second_stream_one_more():
     np.testing.assert_allclose(ops.convert_to_numpy(y)[:, :3], y1, atol=1e-6)
     again = ops.convert_to_numpy(coupling.inverse(y))
     np.testing.assert_allclose(again, x, atol=1e-6)
+    inputs = keras.Input((7,))
+    ours, plain = (
+        keras.Model(inputs, ReversibleSequence([coupling], run)(inputs))
+        for run in (True, False)
+    )
+    for parts in zip(gradients(ours, [x]), gradients(plain, [x])):
+        assert max(relative_errors(*parts)) < 1e-5
 
 
 def test_channels_that_cannot_be_split_are_refused():

@@ -329,6 +329,7 @@ def test_configs_round_trip():
         config = layer.get_config()
         again = type(layer).from_config(config)
         assert again.get_config() == config == layer.get_config()
+    assert (again.reversible, again.exact, again.scan) == (False, True, True)
 
 
 def test_bad_arguments_are_refused():
