@@ -100,7 +100,7 @@ def test_half_of_the_bytes_are_kept(build):
             saved_activation_bytes(
                 model_of(build, store, depth, width=64, hidden=64), x
             )
-            for depth in (1, 4)
+            for depth in (2, 5)
         )
         return many - few
 
