@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_efficient.kernels import policy
 from keras_efficient.ops import MicroAdamState
 from keras_efficient.ops import micro_adam_step
 from keras_efficient.optimizers import MicroAdam
@@ -100,7 +101,9 @@ def zero_state(**options):
     return MicroAdamState(*map(ops.convert_to_tensor, state_of(optimizer)))
 
 
-def test_options_reach_the_step():
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_options_reach_the_step(kernels, monkeypatch):
+    monkeypatch.setattr(policy, "_chosen", kernels)
     state_options = {"block_size": 320, "bucket_size": 32, "window": 2}
     step_options = {
         "beta_1": 0.8,
