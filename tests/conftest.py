@@ -36,11 +36,9 @@ def no_other_framework():
 
 @pytest.fixture(autouse=True, scope="session")
 def as_on_a_gpu():
-    if keras.config.backend() == "torch":
-        with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        if keras.config.backend() == "torch":
             refuse_arrays(patch)
-            yield
-    else:
         yield
 
 

@@ -41,6 +41,11 @@ class ExactNorm(layers.Layer):
         return (x - mean) / (1 + ops.sum(ops.abs(x - mean), axis=0))
 
 
+def noise(x):
+    """Drawn without a seed."""
+    return x * (1 + keras.random.normal(ops.shape(x)))
+
+
 def function(seed=None, dense=layers.Dense, norm=layers.BatchNormalization):
     """A sub-layer with everything that a replay can get wrong."""
     last = dense(4)

@@ -1,10 +1,15 @@
 """Scopes that see what a call reads and writes, whoever owns the variable."""
 
+import random
+import weakref
+
 import keras
 
 from keras_efficient import backend
 
 SEED_STATE = "seed_generator_state"  # of a `keras.random.SeedGenerator`
+# Those of other threads, by id.
+_shared = weakref.WeakValueDictionary()
 
 
 class Record(keras.StatelessScope):
@@ -41,6 +46,7 @@ class Record(keras.StatelessScope):
         self.through = through
         self._is_reading = False
         self._not_lent = dict(self.variables)  # in the order of the first call
+        self._python = random.getstate() if values else None
 
     def __enter__(self):
         super().__enter__()
@@ -76,8 +82,12 @@ class Record(keras.StatelessScope):
 
         Keras has a generator for `seed=None` in each thread, and PyTorch runs
         the backward pass of a GPU in one of its own. It takes the place of the
-        generator that the call has read at this point before.
+        generator that the call has read at this point before. Keras drew its
+        seed from Python's generator, which is put back.
         """
+        if id(variable) not in _shared and self._not_lent:
+            _shared[id(variable)] = variable
+            random.setstate(self._python)
         for key, known in self._not_lent.items():
             if known.name == SEED_STATE:
                 self.state_mapping[id(variable)] = self.state_mapping[key]

@@ -16,9 +16,11 @@ def record(fn):
 @contextlib.contextmanager
 def replay(state):
     """Draw what was drawn from `state` on; afterwards all is as it was."""
+    if state is None:
+        yield
+        return
     now = _state()
-    if state is not None:
-        _set(state)
+    _set(state)
     try:
         yield
     finally:

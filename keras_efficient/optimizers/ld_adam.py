@@ -72,8 +72,8 @@ class LDAdam(CompressedOptimizer):
         bucket_size: Even integer, the number of entries that share the
             bounds of the quantized error feedback. Defaults to `64`.
         rounding: `"stochastic"` or `"nearest"`, how the error feedback is
-            rounded to four bits; both reached the same loss on
-            the digits. Defaults to `"stochastic"`.
+            rounded to four bits; both reached the same loss on the digits.
+            Defaults to `"stochastic"`.
         weight_rounding: `"compensated"`, `"stochastic"` or `"nearest"`, how
             variables of 16 bits are rounded after a step; others are not. See
             `keras_efficient.optimizers.SixteenBit`. Defaults to

@@ -12,6 +12,7 @@ from keras_efficient.layers import AdditiveCoupling
 from keras_efficient.layers import Recompute
 from keras_efficient.layers import ReversibleSequence
 from tests.twins import batch
+from tests.twins import noise
 
 if keras.config.backend() != "torch":
     pytest.skip("Is about PyTorch.", allow_module_level=True)
@@ -160,10 +161,6 @@ def test_pitfall_20_distributed_data_parallel(tmp_path):
             torch.testing.assert_close(ours, theirs)
     finally:
         torch.distributed.destroy_process_group()
-
-
-def noise(x):
-    return x * (1 + keras.random.normal(ops.shape(x)))  # of no seed
 
 
 @pytest.mark.parametrize("kind", [Recompute, ReversibleSequence])

@@ -27,6 +27,7 @@ from tests.gradients import gradient_step
 from tests.gradients import to_numpy
 from tests.twins import batch
 from tests.twins import function
+from tests.twins import noise
 from tests.twins import relative_errors
 from tests.twins import twins
 
@@ -83,10 +84,6 @@ def random_numbers(device):
     yield at_most(what, unequal, 0)
     what = "Recompute: gradients behind what is drawn without a seed, error"
     yield at_most(what, max(relative_errors(*gradients)), 1e-4)
-
-
-def noise(x):
-    return x * (1 + keras.random.normal(ops.shape(x)))
 
 
 def autocast(device):
